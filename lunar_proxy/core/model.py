@@ -1,0 +1,148 @@
+"""The nouns every part of the proxy speaks: what was asked, of whom, and what came of it.
+
+All of them are frozen. Times are seconds on the monotonic clock of `app`, money is `Decimal` US
+dollars, token counts are whole tokens as the provider bills them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+# Header names are lower-cased on arrival (RFC 9110 5.1: they are case-insensitive), values are the
+# bytes that came. Order and repetition are kept.
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Annotate(Enum):
+    """How much the proxy adds to an answer (CONTRACT 5)."""
+
+    FULL = "full"
+    HEADERS = "headers"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place an answer can come from: a model at a provider.
+
+    `provider` is the configured id ("openai", "lunar" for a deployment); `model` is the name the
+    proxy calls it by, which is the provider's own id except for a deployment.
+    """
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is calling. `id` names the limits and the ledger row; it is never the key itself."""
+
+    id: str
+    name: str
+    models: tuple[str, ...] = ()  # globs the caller may ask for; empty: all
+    limits: Any = None  # core.limits.Limits, None: the configured default
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, as the client sent it. `doc` is the parsed JSON body, None when it is not JSON."""
+
+    id: str
+    method: bytes
+    path: bytes  # without the query
+    query: bytes  # with its leading "?", or empty
+    headers: Headers
+    body: bytes
+    doc: dict[str, Any] | None
+    endpoint: str  # "chat/completions": the path below /v1/, or a family such as "audio"
+    model: str
+    stream: bool
+    annotate: Annotate
+    include_usage: bool | None  # what stream_options said; None: it said nothing
+    accepted_at: float
+    client: str  # the peer's address
+    identity: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer. The parts are shares of the whole, never added to it.
+
+    input_tokens counts the whole prompt, cached and cache-written tokens included, as OpenAI's
+    `prompt_tokens` does (Anthropic's `input_tokens` leaves them out; its dialect adds them).
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0  # of input_tokens
+    cache_write_tokens: int = 0  # of input_tokens
+    reasoning_tokens: int = 0  # of output_tokens
+    input_audio_tokens: int = 0  # of input_tokens
+    output_audio_tokens: int = 0  # of output_tokens
+    cache_audio_read_tokens: int = 0  # of input_audio_tokens and of cache_read_tokens
+    estimated: bool = False  # counted here, because the provider said nothing
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """US dollars of one answer, each part exact to 10 decimals, so that the parts add up.
+
+    By the hour (`cost_per_hour`) only `total` is known and the three parts are None.
+    """
+
+    input: Decimal | None
+    output: Decimal | None
+    cache_input: Decimal | None
+    total: Decimal
+
+
+class Phase(Enum):
+    """Where a call was when the client hung up."""
+
+    CONNECT = "connect"
+    HEADERS = "headers"
+    FIRST_TOKEN = "first_token"
+    STREAM = "stream"
+    BACKOFF = "backoff"
+    BODY = "body"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call made upstream and how it ended. `error` is a ProxyError code, None for success."""
+
+    target: Target
+    status: int | None
+    error: str | None
+    duration_s: float
+    usage: Usage | None = None
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known once a call is over; the ledger, the metrics and the log line are made of it."""
+
+    call: Call
+    target: Target | None  # who answered, or was tried last
+    index: int  # place of that target in the plan; 0 is the first choice
+    status: int  # what the client was told; 499 when it had gone
+    error: str | None  # ProxyError code
+    usage: Usage | None
+    cost: Cost | None
+    priced: bool
+    latency_s: float  # accepted to over
+    ttft_s: float | None  # accepted to first content written
+    overhead_s: float  # latency less the time spent waiting for a provider
+    attempts: tuple[Attempt, ...] = field(default=())
+    disconnected: Phase | None = None

@@ -1,0 +1,1 @@
+"""Pure dialects, one file per provider family."""

@@ -1,0 +1,1 @@
+"""The engine: one data plane for every door."""

@@ -1,0 +1,1 @@
+"""What speaks to clients; none of these modules imports another."""

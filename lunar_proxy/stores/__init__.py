@@ -1,0 +1,1 @@
+"""Keys, limits and the ledger behind three small protocols."""
