@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from .errors import ConnectFailed, Forbidden, InvalidRequest, ProxyError
+from .errors import ConnectFailed, Forbidden, InvalidRequest, ProxyError, Unauthorized
 from .model import Headers
 
 # The longest name the domain system can hold, and its longest label (RFC 1035 2.3.4).
@@ -261,6 +261,16 @@ def _glob(host: str) -> re.Pattern[str]:
 
 
 # --- who asks ---------------------------------------------------------------------------------
+
+
+class ProxyAuthRequired(Unauthorized):
+    """A proxy asks for credentials with a status and a header of its own (RFC 9110 15.5.8)."""
+
+    status, code = 407, "proxy_authentication_required"
+
+    def __init__(self, message: str) -> None:
+        challenge = 'Basic realm="lunar-proxy", charset="UTF-8"'
+        super().__init__(message, headers=(("proxy-authenticate", challenge),))
 
 
 def proxy_credentials(headers: Headers) -> tuple[str, ...]:
