@@ -15,7 +15,7 @@ Messages are written for the client: no key, no internal address, no traceback.
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .model import Headers
 
@@ -44,6 +44,7 @@ class ProxyError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: tuple[tuple[str, str], ...] = (),
+        details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -52,6 +53,7 @@ class ProxyError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.headers = headers  # extra answer headers, such as x-ratelimit-*
+        self.details = details or {}  # further members of the `error` object
 
 
 # --- the client's request ---------------------------------------------------------------------

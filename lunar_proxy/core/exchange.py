@@ -1,0 +1,176 @@
+"""The rules of fallback and retry, and the point of no return.
+
+An `Exchange` holds one call's plan, the targets in the order they may answer. It is told what
+happened and says what to do; it never waits, and the loop in `relay.carry` does what it says.
+
+    exchange = Exchange([A, B], Rules(), deadline=600)
+    exchange.start(now=0)                       -> Send(A)
+    exchange.failed(ConnectFailed("refused"))   -> Send(B)
+    exchange.commit()                           the client has seen an answer begin
+    exchange.failed(StreamBroken("cut"))        -> Refuse: B's failure is final
+
+`committed` is the property to learn first. Before it every target is open, and the client knows
+nothing of what failed. After it the client holds bytes that cannot be taken back: the call can
+only end well, end with an error event, or (stream_recovery: splice) be carried on word for word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .errors import (
+    ContextTooLong,
+    KeyRefused,
+    NoHealthyTarget,
+    ProviderError,
+    ProxyError,
+    TotalTimeout,
+    UpstreamBusy,
+)
+from .model import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Ask this target, after `delay_s`; `key` counts the provider's keys already refused."""
+
+    target: Target
+    index: int
+    delay_s: float = 0.0
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Committed and broken: ask this target and carry on where the text stopped (splice)."""
+
+    target: Target
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nothing is left to try: this is what the client is told."""
+
+    error: ProxyError
+
+
+Step = Send | Resume | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """CONTRACT 2 `retries` and `stream_recovery`."""
+
+    attempts: int = 2  # tries on one target, the first included
+    backoff_s: float = 0.5
+    max_backoff_s: float = 8.0
+    retry_after_cap_s: float = 60.0
+    splice: bool = False
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One call's walk along its plan. `keys` and `window` answer from the compiled config."""
+
+    plan: Sequence[Target]
+    rules: Rules
+    deadline: float  # monotonic seconds; over the whole chain
+    keys: Callable[[Target], int] = field(default=lambda _target: 1)
+    window: Callable[[Target], int | None] = field(default=lambda _target: None)
+    committed: bool = False
+    index: int = 0
+    tries: int = 0  # on the target at `index`, key rotations not counted
+    key: int = 0
+    _last: ProxyError | None = None
+    _open_for_s: list[float] = field(default_factory=list)
+
+    def start(self, now: float) -> Step:
+        if not self.plan:
+            return Refuse(NoHealthyTarget("no target is configured for this model"))
+        return self._send(now)
+
+    def commit(self) -> None:
+        """The first content goes out: from here on only this target can answer."""
+        self.committed = True
+
+    def failed(self, error: ProxyError, now: float, draw: float = 0.5) -> Step:
+        """What follows from a failed attempt; `draw` in [0, 1) jitters the backoff."""
+        self._last = error
+        if self.committed:
+            return self._recover(error, now)
+        if now >= self.deadline:
+            return Refuse(self._out_of_time())
+        if self._another_key(error):
+            self.key += 1
+            return Send(self.plan[self.index], self.index, key=self.key)
+        if error.retryable and self.tries < self.rules.attempts:
+            delay = self._delay(error, draw)
+            if delay is not None and now + delay < self.deadline:
+                self.tries += 1
+                return Send(self.plan[self.index], self.index, delay, self.key)
+        if isinstance(error, ContextTooLong):
+            return self._larger(error)
+        return self._next(now) if error.moves_on else Refuse(error)
+
+    def skipped(self, retry_after_s: float, now: float) -> Step:
+        """The target's breaker is open for that long, so it was not asked at all."""
+        self._open_for_s.append(retry_after_s)
+        return self._next(now)
+
+    def _send(self, now: float) -> Step:
+        if now >= self.deadline:
+            return Refuse(self._out_of_time())
+        self.tries, self.key = 1, 0
+        return Send(self.plan[self.index], self.index)
+
+    def _next(self, now: float) -> Step:
+        if self.index + 1 >= len(self.plan):
+            return Refuse(self._last or self._all_open())
+        self.index += 1
+        return self._send(now)
+
+    def _larger(self, error: ContextTooLong) -> Step:
+        """To the next target whose window is known to be larger; else the client learns of it."""
+        here = self.window(self.plan[self.index])
+        for index in range(self.index + 1, len(self.plan)):
+            there = self.window(self.plan[index])
+            if here is not None and there is not None and there > here:
+                self.index, self.tries, self.key = index, 1, 0
+                return Send(self.plan[index], index)
+        return Refuse(error)
+
+    def _another_key(self, error: ProxyError) -> bool:
+        """A provider's other keys may have quota, or be valid, where this one is not."""
+        spent = isinstance(error, UpstreamBusy) and error.provider_status == 429
+        if not (spent or isinstance(error, KeyRefused)):
+            return False
+        return self.key + 1 < self.keys(self.plan[self.index])
+
+    def _delay(self, error: ProxyError, draw: float) -> float | None:
+        """Seconds before the same target is tried again; None: it asks for more than the cap.
+
+        Without a wish of the provider's: exponential, half of it fixed and half drawn, so that
+        clients which failed together do not return together.
+        """
+        asked = error.retry_after_s if isinstance(error, ProviderError) else None
+        if asked is not None:
+            return asked if asked <= self.rules.retry_after_cap_s else None
+        full = min(self.rules.max_backoff_s, self.rules.backoff_s * 2 ** (self.tries - 1))
+        return full * (0.5 + draw / 2)
+
+    def _recover(self, error: ProxyError, now: float) -> Step:
+        if not self.rules.splice or now >= self.deadline or self.index + 1 >= len(self.plan):
+            return Refuse(error)
+        self.index += 1
+        return Resume(self.plan[self.index], self.index)
+
+    def _out_of_time(self) -> ProxyError:
+        return TotalTimeout("the call did not finish within its total time (timeouts.total_s)")
+
+    def _all_open(self) -> ProxyError:
+        return NoHealthyTarget(
+            "every target for this model is failing at the moment; try again later",
+            retry_after_s=min(self._open_for_s, default=1.0),
+        )

@@ -1,0 +1,77 @@
+"""Header rules: what is hop-by-hop, what stays here, what a log may show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .model import Headers
+
+# RFC 9110 7.6.1, plus the older names that intermediaries must not pass on either.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+# What describes the message between the client and us, and is written afresh for the provider.
+# accept-encoding: identity is asked for instead, since a compressed stream cannot be spliced.
+_REWRITTEN = frozenset(
+    {b"host", b"content-length", b"expect", b"accept-encoding", b"x-request-id", b"forwarded"}
+)
+
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie", b"set-cookie"})
+
+
+def get(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header; `name` in lower case."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def connection_tokens(headers: Headers) -> frozenset[bytes]:
+    """Names that `Connection` makes hop-by-hop for this one message."""
+    value = get(headers, b"connection")
+    if value is None:
+        return frozenset()
+    return frozenset(token.strip().lower() for token in value.split(b","))
+
+
+def for_provider(headers: Headers) -> Headers:
+    """The client's headers that travel on. Credentials are added by who knows whose they are."""
+    local = connection_tokens(headers)
+    return tuple(
+        pair
+        for pair in headers
+        if pair[0] not in HOP_BY_HOP
+        and pair[0] not in _REWRITTEN
+        and pair[0] not in _CREDENTIALS
+        and pair[0] not in local
+        and not pair[0].startswith((b"x-lunar-", b"x-forwarded-"))
+    )
+
+
+# Framing is ours; x-request-id is the client's (CONTRACT 4), the provider's travels under its own
+# name; a provider's keep-alive promises bind our connection, not the client's.
+_NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"alt-svc"}
+
+
+def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The provider's headers that travel back, in its order and spelling of values."""
+    local = connection_tokens(headers)
+    return [pair for pair in headers if pair[0] not in _NOT_RELAYED and pair[0] not in local]
+
+
+def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """`name: value` lines, each with its CRLF (RFC 9112 2.1)."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])

@@ -1,0 +1,205 @@
+"""From a request's bytes to a `Call`, or to an error that says what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from . import headers as h
+from .errors import InvalidRequest
+from .model import Annotate, Call, Headers
+
+# Endpoints whose body must be a JSON object that names a model.
+MODEL_ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings"})
+# Deeper than any schema seen in tools or response_format; parsers further on may be recursive.
+MAX_DEPTH = 128
+MAX_FALLBACKS = 5
+_ID_CHARACTERS = frozenset(
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One HTTP request as a door read it. `body` is empty while an upload is still arriving."""
+
+    method: bytes
+    path: bytes
+    query: bytes
+    headers: Headers
+    body: bytes
+    client: str
+    accepted_at: float
+    uploading: bool = False
+
+
+def read_call(incoming: Incoming, *, new_id: str, annotate: Annotate) -> Call:
+    """The call that `incoming` makes. Raises InvalidRequest."""
+    endpoint = endpoint_of(incoming.path)
+    doc = _document(incoming, endpoint)
+    if endpoint in MODEL_ENDPOINTS and incoming.method == b"POST":
+        _check_types(doc or {}, endpoint)
+    doc_model = (doc or {}).get("model")
+    return Call(
+        id=request_id(incoming.headers) or new_id,
+        method=incoming.method,
+        path=incoming.path,
+        query=incoming.query,
+        headers=incoming.headers,
+        body=incoming.body,
+        doc=doc,
+        endpoint=endpoint,
+        model=doc_model if isinstance(doc_model, str) else "",
+        stream=bool(doc and doc.get("stream") is True),
+        annotate=_annotate(incoming.headers, annotate),
+        include_usage=_include_usage(doc),
+        accepted_at=incoming.accepted_at,
+        client=incoming.client,
+    )
+
+
+def endpoint_of(path: bytes) -> str:
+    """ "/v1/audio/speech" -> "audio/speech"; ids in paths are left to the caller to bound."""
+    return path.removeprefix(b"/v1/").decode("latin-1")
+
+
+def request_id(headers: Headers) -> str | None:
+    """The client's own id, if it can be repeated in a header and a log line without harm."""
+    raw = h.get(headers, b"x-request-id")
+    if raw and len(raw) <= 128 and _ID_CHARACTERS.issuperset(raw):
+        return raw.decode("ascii")
+    return None
+
+
+def check_path(path: bytes) -> None:
+    """Refuse what a provider's server may read as another path than we did."""
+    lowered = path.lower()
+    parts = lowered.replace(b"%2e", b".").replace(b"%2f", b"/").replace(b"\\", b"/").split(b"/")
+    if b".." in parts or b"." in parts or b"%00" in lowered or b"%5c" in lowered:
+        raise InvalidRequest("the path must not contain '.' or '..' segments", code="invalid_path")
+
+
+def fallbacks(doc: dict[str, Any], headers: Headers) -> list[str] | None:
+    """The request's own fallback list: body, header, or OpenRouter's `models`; None: none given."""
+    if (listed := doc.get("fallbacks")) is not None:
+        return _names(listed, "fallbacks")
+    if (raw := h.get(headers, b"x-lunar-fallbacks")) is not None:
+        names = [name.strip() for name in raw.decode("latin-1").split(",") if name.strip()]
+        return _names(names, "x-lunar-fallbacks")
+    if (listed := doc.get("models")) is not None:
+        return _names(listed, "models")
+    return None
+
+
+def timeout_s(headers: Headers) -> float | None:
+    """`x-lunar-timeout-s`: the time this one call may take in all."""
+    raw = h.get(headers, b"x-lunar-timeout-s")
+    if raw is None:
+        return None
+    try:
+        value = float(raw)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86_400:
+        raise InvalidRequest(
+            "x-lunar-timeout-s must be a number of seconds above 0 and at most 86400",
+            param="x-lunar-timeout-s",
+        )
+    return value
+
+
+def _names(listed: object, param: str) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(n, str) and n for n in listed):
+        raise InvalidRequest(f"{param} must be a list of model names", param=param)
+    if not 1 <= len(listed) <= MAX_FALLBACKS:
+        raise InvalidRequest(
+            f"{param} must name 1 to {MAX_FALLBACKS} models, not {len(listed)}", param=param
+        )
+    return listed
+
+
+def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
+    required = endpoint in MODEL_ENDPOINTS and incoming.method == b"POST"
+    is_json = b"json" in (h.get(incoming.headers, b"content-type") or b"").lower()
+    if incoming.uploading or not (required or (is_json and incoming.body)):
+        return None
+    if h.get(incoming.headers, b"content-encoding") not in (None, b"identity"):
+        raise InvalidRequest(
+            "send the body uncompressed: Content-Encoding is not supported on requests",
+            code="unsupported_content_encoding",
+        )
+    doc = parse(incoming.body)
+    if not isinstance(doc, dict):
+        if required:
+            raise InvalidRequest("the body must be a JSON object", code="invalid_json")
+        return None
+    return doc
+
+
+def parse(body: bytes) -> Any:
+    """The JSON in `body`. Raises InvalidRequest with the place where it stops being JSON."""
+    try:
+        doc = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})",
+            code="invalid_json",
+        ) from None
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _deeper_than(doc, MAX_DEPTH):
+        raise InvalidRequest(
+            f"the body is nested more than {MAX_DEPTH} levels deep", code="too_deeply_nested"
+        )
+    return doc
+
+
+def _deeper_than(doc: object, limit: int) -> bool:
+    level: list[Any] = [doc]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _check_types(doc: dict[str, Any], endpoint: str) -> None:
+    model = doc.get("model")
+    if model is None and not (isinstance(doc.get("models"), list) and doc["models"]):
+        raise InvalidRequest(
+            "model is missing: name one, for example 'openai/gpt-4o-mini'",
+            code="missing_model",
+            param="model",
+        )
+    if model is not None and (not isinstance(model, str) or not model.strip()):
+        raise InvalidRequest("model must be a non-empty string", param="model")
+    if not isinstance(doc.get("stream"), bool | None):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    if not isinstance(doc.get("stream_options"), dict | None):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+    if endpoint == "chat/completions" and not isinstance(doc.get("messages"), list):
+        raise InvalidRequest("messages must be a list of messages", param="messages")
+
+
+def _annotate(headers: Headers, default: Annotate) -> Annotate:
+    raw = h.get(headers, b"x-lunar-annotate")
+    if raw is None:
+        return default
+    try:
+        return Annotate(raw.decode("latin-1").strip().lower())
+    except ValueError:
+        raise InvalidRequest(
+            "x-lunar-annotate must be full, headers or off", param="x-lunar-annotate"
+        ) from None
+
+
+def _include_usage(doc: dict[str, Any] | None) -> bool | None:
+    options = (doc or {}).get("stream_options")
+    value = options.get("include_usage") if isinstance(options, dict) else None
+    return value if isinstance(value, bool) else None

@@ -1,0 +1,163 @@
+"""The OpenAI dialect: most providers, and every local server, speak it as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import orjson
+
+from lunar_proxy.core import headers as h
+from lunar_proxy.core.errors import (
+    ContextTooLong,
+    InBandError,
+    KeyRefused,
+    ProviderError,
+    Refused,
+    UnknownModel,
+    UpstreamBusy,
+)
+from lunar_proxy.core.model import Call, Headers, Target
+
+from .base import Account, UpstreamRequest
+
+# How providers say that a prompt does not fit: OpenAI and its imitators by code, vLLM, Mistral,
+# Anthropic and Gemini only in words. Wording is read here and nowhere else.
+_CONTEXT_CODES = frozenset(
+    {"context_length_exceeded", "string_above_max_length", "context_window_exceeded"}
+)
+_CONTEXT_WORDS = (
+    "maximum context length",
+    "context window",
+    "context length",
+    "prompt is too long",
+    "too many tokens",
+    "input token count",
+    "reduce the length of the messages",
+)
+_MODEL_CODES = frozenset({"model_not_found", "model_not_available", "unknown_model"})
+
+
+class OpenAIDialect:
+    """`Authorization: Bearer`, paths below the base URL, errors as `{"error": {...}}`."""
+
+    name = "openai"
+
+    def request(
+        self, call: Call, target: Target, account: Account, key: bytes | None, body: bytes
+    ) -> UpstreamRequest:
+        path = account.base_path + call.path.removeprefix(b"/v1") + call.query
+        credential = (b"authorization", b"Bearer " + key) if key else None
+        return wire(call, account, path, credential, body, key)
+
+    def error(
+        self, status: int, headers: Headers, body: bytes, *, our_key: bool, now: float
+    ) -> ProviderError:
+        detail = error_detail(body)
+        kind = _classify(status, detail, our_key=our_key)
+        return kind(
+            str(detail.get("message") or f"the provider answered {status}"),
+            status=status,
+            headers=headers,
+            body=body,
+            retry_after_s=retry_after(headers, now) if kind is UpstreamBusy else None,
+        )
+
+
+def wire(
+    call: Call,
+    account: Account,
+    path: bytes,
+    credential: tuple[bytes, bytes] | None,
+    body: bytes,
+    key: bytes | None,
+) -> UpstreamRequest:
+    """The request line and headers every OpenAI-shaped provider shares."""
+    own: list[tuple[bytes, bytes]] = [
+        (b"host", account.origin.authority.encode()),
+        (b"accept-encoding", b"identity"),
+        (b"x-request-id", call.id.encode()),
+        *account.headers,
+    ]
+    if credential is not None:
+        own.append(credential)
+    names = {name for name, _ in account.headers}
+    theirs: Iterable[tuple[bytes, bytes]] = h.for_provider(call.headers)
+    if names:
+        theirs = (pair for pair in theirs if pair[0] not in names)
+    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, h.render(own), h.render(theirs))
+    return UpstreamRequest(account.origin, head, body, secret=key or b"")
+
+
+def error_detail(body: bytes) -> dict[str, Any]:
+    """The `error` object of an answer in any of the shapes in use, or an empty one."""
+    try:
+        doc = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    if isinstance(doc, list) and doc:  # Gemini wraps its errors in a list
+        doc = doc[0]
+    if not isinstance(doc, dict):
+        return {}
+    error = doc.get("error", doc)
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def in_band_error(doc: dict[str, Any], headers: Headers, body: bytes) -> InBandError:
+    """A 200 that is an error all the same (LESSONS 3)."""
+    error = doc.get("error")
+    detail = error if isinstance(error, dict) else {"message": str(error)}
+    message = str(detail.get("message") or "the provider answered 200 with an error")
+    return InBandError(message, status=502, headers=headers, body=body)
+
+
+def retry_after(headers: Headers, now: float) -> float | None:
+    """Seconds to wait as the provider asks, from the most to the least exact of three headers.
+
+    `retry-after-ms` and `x-ms-retry-after-ms` are OpenAI's and Azure's; `Retry-After` is RFC 9110
+    10.2.3. Its date form counts from the answer's own `Date`, so that skewed clocks do not matter,
+    and from `now` (seconds since the epoch) where the provider sent none.
+    """
+    for name in (b"retry-after-ms", b"x-ms-retry-after-ms"):
+        if (value := _number(h.get(headers, name))) is not None:
+            return value / 1000
+    raw = h.get(headers, b"retry-after")
+    if raw is None:
+        return None
+    if (value := _number(raw)) is not None:
+        return value
+    then = _epoch(raw)
+    sent = _epoch(h.get(headers, b"date"))
+    return None if then is None else max(0.0, then - (now if sent is None else sent))
+
+
+def _number(raw: bytes | None) -> float | None:
+    try:
+        value = float(raw) if raw is not None else None
+    except ValueError:
+        return None
+    return value if value is not None and 0 <= value < 1e9 else None
+
+
+def _epoch(raw: bytes | None) -> float | None:
+    try:
+        return parsedate_to_datetime(raw.decode("latin-1")).timestamp() if raw else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _classify(status: int, detail: dict[str, Any], *, our_key: bool) -> type[ProviderError]:
+    code = str(detail.get("code") or "")
+    words = str(detail.get("message") or "").lower()
+    if status in (401, 403):
+        return KeyRefused if our_key else Refused
+    if status == 429 or status >= 500:
+        return UpstreamBusy
+    if code in _MODEL_CODES or status == 404:
+        return UnknownModel
+    if status in (400, 413, 422) and (
+        code in _CONTEXT_CODES or any(phrase in words for phrase in _CONTEXT_WORDS)
+    ):
+        return ContextTooLong
+    return Refused

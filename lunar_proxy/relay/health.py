@@ -1,0 +1,144 @@
+"""What real traffic says of each target: its breaker, its speed, its error rate.
+
+The breaker is the classic one (Nygard, Release It!): CLOSED while failures within the window stay
+under the limit, OPEN for `open_s` after, then HALF_OPEN for exactly one probe whose end decides.
+Speed and error rate are exponentially weighted, so that an old bad minute fades.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from lunar_proxy.core.errors import (
+    Blame,
+    ContextTooLong,
+    KeyRefused,
+    ProxyError,
+    UnknownModel,
+)
+from lunar_proxy.core.model import Target
+
+# A sample's weight: the last twenty or so calls make the picture.
+_WEIGHT = 0.1
+# Failures that say nothing about whether the target works.
+_NOT_COUNTED = (KeyRefused, UnknownModel, ContextTooLong)
+
+
+class State(IntEnum):
+    """Values as `lunar_target_state` shows them (CONTRACT 8)."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """CONTRACT 2 `breaker`."""
+
+    failures: int = 5
+    window_s: float = 30.0
+    open_s: float = 15.0
+
+
+@dataclass(slots=True)
+class Record:
+    """One target's history. `ttft_s` and `error_rate` are None before the first call."""
+
+    state: State = State.CLOSED
+    opened_at: float = 0.0
+    probing: bool = False
+    failed_at: deque[float] = field(default_factory=deque)
+    ttft_s: float | None = None
+    error_rate: float | None = None
+    key_refused: bool = False  # the provider does not take our key: someone must act
+    ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def p95_ttft_s(self) -> float | None:
+        """The hedging delay; None until there are enough samples for a 95th percentile."""
+        if len(self.ttfts) < 20:
+            return None
+        return sorted(self.ttfts)[int(len(self.ttfts) * 0.95)]
+
+
+class Health:
+    """Every target's record, made on first sight; the plan bounds how many there can be."""
+
+    def __init__(self, breaker: Breaker, now: Callable[[], float]) -> None:
+        self.breaker = breaker
+        self._now = now
+        self._records: dict[Target, Record] = {}
+
+    def of(self, target: Target) -> Record:
+        record = self._records.get(target)
+        if record is None:
+            record = self._records[target] = Record()
+        return record
+
+    def snapshot(self) -> dict[Target, Record]:
+        for record in self._records.values():
+            self._ripen(record)
+        return dict(self._records)
+
+    def available(self, target: Target) -> bool:
+        record = self._records.get(target)
+        if record is None or record.state is State.CLOSED:
+            return True
+        self._ripen(record)
+        return record.state is State.HALF_OPEN and not record.probing
+
+    def acquire(self, target: Target) -> float | None:
+        """None: ask it, and say how it went. A number: do not, for that many seconds."""
+        record = self.of(target)
+        if record.state is State.CLOSED:
+            return None
+        self._ripen(record)
+        if record.state is State.HALF_OPEN and not record.probing:
+            record.probing = True
+            return None
+        waited = self._now() - record.opened_at
+        return max(1.0, self.breaker.open_s - waited)
+
+    def succeeded(self, target: Target, ttft_s: float | None) -> None:
+        record = self.of(target)
+        record.error_rate = _blend(record.error_rate, 0.0)
+        if ttft_s is not None:
+            record.ttft_s = _blend(record.ttft_s, ttft_s)
+            record.ttfts.append(ttft_s)
+        record.key_refused = False
+        if record.state is not State.CLOSED:
+            self._close(record)
+
+    def failed(self, target: Target, error: ProxyError) -> None:
+        record = self.of(target)
+        record.probing = False
+        if isinstance(error, KeyRefused):
+            record.key_refused = True
+        if error.blame is not Blame.UPSTREAM or isinstance(error, _NOT_COUNTED):
+            return
+        record.error_rate = _blend(record.error_rate, 1.0)
+        now = self._now()
+        record.failed_at.append(now)
+        while record.failed_at and record.failed_at[0] <= now - self.breaker.window_s:
+            record.failed_at.popleft()
+        if record.state is not State.CLOSED or len(record.failed_at) >= self.breaker.failures:
+            record.state, record.opened_at = State.OPEN, now
+
+    def released(self, target: Target) -> None:
+        """The client left before the target could show anything: nobody's failure."""
+        self.of(target).probing = False
+
+    def _ripen(self, record: Record) -> None:
+        if record.state is State.OPEN and self._now() - record.opened_at >= self.breaker.open_s:
+            record.state, record.probing = State.HALF_OPEN, False
+
+    def _close(self, record: Record) -> None:
+        record.state, record.probing = State.CLOSED, False
+        record.failed_at.clear()
+
+
+def _blend(old: float | None, sample: float) -> float:
+    return sample if old is None else old + _WEIGHT * (sample - old)

@@ -1,0 +1,375 @@
+"""One provider's answer to one attempt: held until it may be shown, then relayed by callback.
+
+    receiver of a Connection          decided              finished
+    head, body, body, ...   ------>   first content   ---> last byte
+                                      or an error          or a break
+
+Until `decided`, nothing has reached the client and another target can still answer: a stream is
+held until its first content (its role-only and empty events wait), a JSON answer until it is
+whole, anything else until its head is in. Then `relay_to` connects it to the client, and from
+there bytes go from socket to socket by callback; the awaiting coroutine wakes once more, at the end.
+
+One timer a reply serves all four time limits; per chunk only a timestamp is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from typing import Protocol
+
+from lunar_proxy.core import headers as h
+from lunar_proxy.core.decode import Decoder, decoder
+from lunar_proxy.core.errors import (
+    BadAnswer,
+    FirstTokenTimeout,
+    IdleTimeout,
+    InBandError,
+    ProxyError,
+    StreamBroken,
+    TotalTimeout,
+)
+from lunar_proxy.core.model import Headers
+from lunar_proxy.core.stream import Stream
+from lunar_proxy.providers.base import Timeouts
+
+from .client import Client
+
+# A JSON answer is held whole to be read and annotated; past this size it is relayed unread.
+MAX_WHOLE = 64 * 1024 * 1024
+# An error longer than this says nothing more; what is over is dropped with the connection.
+MAX_ERROR = 1024 * 1024
+# What an answer may pile up while its client is not yet connected, before its provider has to wait.
+MAX_PENDING = 256 * 1024
+# CONTRACT 5 and 6: how long the finish event waits for usage, and a finished stream for [DONE].
+AFTER_FINISH_S = 1.0
+
+
+class Kind(Enum):
+    EVENTS = "events"  # SSE
+    WHOLE = "whole"  # JSON, or an error: read entirely before a decision
+    OPAQUE = "opaque"  # anything else: relayed as it comes
+
+
+class Wire(Enum):
+    """Kinds of body a call's endpoint can be answered with."""
+
+    METERED = "metered"  # JSON or SSE; anything else on a 200 is not an answer
+    ANY = "any"
+
+
+class Link(Protocol):
+    """The half of a connection that a reply needs; `Connection` and the demo provider have it."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Reply:
+    __slots__ = (
+        "_decoder",
+        "_finish_timer",
+        "_first",
+        "_first_at",
+        "_last_at",
+        "_loop",
+        "_make_stream",
+        "_paused",
+        "_pending",
+        "_pending_size",
+        "_timer",
+        "_total_at",
+        "_wire",
+        "client",
+        "decided",
+        "ended",
+        "finished",
+        "headers",
+        "kind",
+        "link",
+        "status",
+        "stream",
+        "timeouts",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeouts: Timeouts,
+        total_at: float,
+        wire: Wire,
+        make_stream: Callable[[], Stream],
+    ) -> None:
+        self.timeouts = timeouts
+        self.status = 0
+        self.headers: Headers = ()
+        self.kind = Kind.WHOLE
+        self.stream: Stream | None = None
+        self.link: Link | None = None
+        self.client: Client | None = None
+        self.ended = False  # the provider has nothing more to say
+        self.decided: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._wire = wire
+        self._make_stream = make_stream
+        self._decoder: Decoder | None = None
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._paused = False
+        self._first = True  # the first token is still awaited
+        self._last_at = loop.time()
+        self._total_at = total_at
+        self._finish_timer: asyncio.TimerHandle | None = None
+        self._first_at = self._last_at + timeouts.first_token_s
+        self._timer = loop.call_at(min(self._first_at, total_at), self._on_timer)
+
+    # --- what a connection tells ----------------------------------------------------------------
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.status, self.headers = status, headers
+        self._last_at = self._loop.time()
+        if status >= 300:
+            self._first = False
+            return
+        self.kind = self._kind(h.get(headers, b"content-type") or b"")
+        if self.kind is not Kind.OPAQUE:
+            self._decoder = decoder(h.get(headers, b"content-encoding"))
+        if self.kind is Kind.EVENTS:
+            self.stream = self._make_stream()
+            return
+        self._first = False
+        if self.kind is Kind.OPAQUE:
+            if self._wire is Wire.METERED:
+                self._fail(BadAnswer("the provider answered with neither JSON nor an event stream"))
+            else:
+                self._decide()
+
+    def body(self, data: bytes) -> None:
+        self._last_at = self._loop.time()
+        if self._decoder is not None:
+            try:
+                data = self._decoder.feed(data)
+            except ProxyError as error:
+                self._fail(error)
+                return
+        if self.stream is not None:
+            self._events(self.stream, data)
+        else:
+            self._emit(data)
+            if self.kind is Kind.WHOLE and self._pending_size > self._limit():
+                self._overflow()
+
+    def end(self) -> None:
+        self.ended = True
+        if self.stream is not None:
+            self._events_end(self.stream)
+        elif not self.decided.done():
+            self._decide()
+        elif self.client is not None:
+            self._finish()
+
+    def broken(self, error: ProxyError) -> None:
+        self.ended = True
+        stream = self.stream
+        if stream is not None and stream.started and self._complete_without_end(stream):
+            return
+        self._fail(error)
+
+    # --- what the carrier does ------------------------------------------------------------------
+
+    def whole(self) -> bytes:
+        """The body of a WHOLE answer, once decided."""
+        data = b"".join(self._pending)
+        self._pending = [data]
+        return data
+
+    def relay_to(self, client: Client) -> None:
+        """The client takes over: what was held goes out now, the rest as it comes."""
+        self.client = client
+        client.follow(self)
+        for data in self._pending:
+            client.write(data)
+        self._pending = []
+        self._pending_size = 0
+        if self._paused:
+            self.resume()
+        if self.stream is not None:
+            if self.ended:
+                self._events_end(self.stream)
+            else:
+                self._look(self.stream)
+        elif self.ended:
+            self._finish()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self.link is not None and not self.ended:
+            self.link.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._last_at = self._loop.time()  # the silence was ours
+        if self.link is not None and not self.ended:
+            self.link.resume()
+
+    def close(self) -> None:
+        """Let go of everything; safe at any time and more than once."""
+        self._timer.cancel()
+        if self._finish_timer is not None:
+            self._finish_timer.cancel()
+        if not self.ended and self.link is not None:
+            self.ended = True
+            self.link.close()
+        self.link = None
+        if self.client is not None:
+            self.client.follow(None)
+        for future in (self.decided, self.finished):
+            if not future.done():
+                future.cancel()
+            elif not future.cancelled():
+                future.exception()  # seen, so that the loop does not report it as lost
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _events(self, stream: Stream, data: bytes) -> None:
+        try:
+            out = stream.feed(data)
+        except ProxyError as error:
+            self._fail(error)
+            return
+        if out:
+            self._emit(out)
+        if self.client is not None:
+            if stream.holding or stream.finish_seen or stream.error is not None:
+                self._look(stream)
+        elif stream.started:
+            self._decide()
+        elif stream.error is not None:
+            self._fail(self._in_band(stream))
+
+    def _look(self, stream: Stream) -> None:
+        """After the finish event, or an error, the end is near: mind it."""
+        if stream.error is not None:
+            self._fail(self._in_band(stream))
+        elif (stream.holding or stream.finish_seen) and self._finish_timer is None:
+            self._finish_timer = self._loop.call_later(AFTER_FINISH_S, self._on_finish_timer)
+
+    def _events_end(self, stream: Stream) -> None:
+        if not stream.started and self.client is None:
+            self._emit(stream.eof())
+            if stream.started:
+                self._decide()
+            else:
+                self._fail(
+                    self._in_band(stream)
+                    if stream.error is not None
+                    else StreamBroken("the provider's stream ended before any content")
+                )
+        elif self.client is not None and not self._complete_without_end(stream):
+            self._fail(StreamBroken("the provider's stream ended before it was complete"))
+
+    def _complete_without_end(self, stream: Stream) -> bool:
+        """An answer whose sense is complete is a success, however its connection ended."""
+        if self.client is None:
+            return False  # relay_to asks again
+        self._emit(stream.release())
+        self._emit(stream.eof())
+        if stream.error is not None or not stream.complete:
+            return False
+        self._finish()
+        return True
+
+    def _in_band(self, stream: Stream) -> InBandError:
+        detail = stream.error or {}
+        message = str(detail.get("message") or "the provider reported an error in its stream")
+        return InBandError(message, status=502, headers=self.headers)
+
+    # --- timers ---------------------------------------------------------------------------------
+
+    def _on_timer(self) -> None:
+        now = self._loop.time()
+        if now >= self._total_at:
+            self._fail(TotalTimeout("the call took longer than its total time (timeouts.total_s)"))
+            return
+        due = self._due(now)
+        if now < due:
+            self._timer = self._loop.call_at(min(due, self._total_at), self._on_timer)
+        elif self._first:
+            self._fail(FirstTokenTimeout("the provider sent no first token in time"))
+        else:
+            self._fail(IdleTimeout("the provider fell silent in the middle of its answer"))
+
+    def _due(self, now: float) -> float:
+        """When silence becomes a failure. While we are not reading, the silence is ours."""
+        if self._first:
+            return self._first_at
+        return (now if self._paused else self._last_at) + self.timeouts.idle_s
+
+    def _on_finish_timer(self) -> None:
+        stream = self.stream
+        if stream is None or self.finished.done():
+            return
+        self._emit(stream.release())
+        if stream.complete:
+            self._finish()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _kind(self, content_type: bytes) -> Kind:
+        content_type = content_type.lower()
+        if content_type.startswith(b"text/event-stream"):
+            return Kind.EVENTS
+        if b"json" in content_type or (not content_type and self._wire is Wire.METERED):
+            return Kind.WHOLE
+        return Kind.OPAQUE
+
+    def _limit(self) -> int:
+        return MAX_ERROR if self.status >= 300 else MAX_WHOLE
+
+    def _overflow(self) -> None:
+        if self.status < 300:
+            self.kind = Kind.OPAQUE
+        else:
+            self._close_link()
+        self._decide()
+
+    def _emit(self, data: bytes) -> None:
+        if self.client is not None:
+            self.client.write(data)
+        elif data:
+            self._pending.append(data)
+            self._pending_size += len(data)
+            if self.kind is not Kind.WHOLE and self._pending_size > MAX_PENDING:
+                self.pause()
+
+    def _decide(self) -> None:
+        self._first = False
+        if not self.decided.done():
+            self.decided.set_result(None)
+            self._timer.cancel()
+            self._timer = self._loop.call_at(
+                min(self._last_at + self.timeouts.idle_s, self._total_at), self._on_timer
+            )
+
+    def _finish(self) -> None:
+        if not self.finished.done():
+            self._close_link()
+            self._timer.cancel()
+            self.finished.set_result(None)
+
+    def _fail(self, error: ProxyError) -> None:
+        self._close_link()
+        self._timer.cancel()
+        future = self.finished if self.decided.done() else self.decided
+        if not future.done():
+            future.set_exception(error)
+
+    def _close_link(self) -> None:
+        if not self.ended and self.link is not None:
+            self.ended = True
+            self.link.close()

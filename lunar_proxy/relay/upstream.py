@@ -1,0 +1,393 @@
+"""HTTP/1.1 towards the providers: connections, their pool, and TLS.
+
+Rules:
+1. A connection carries one request at a time; nothing is pipelined. Bytes nobody asked for end it.
+2. Parsing is llhttp's (httptools); framing rules of RFC 9112 6 are therefore not ours to get wrong.
+   What llhttp cannot know (an answer that ends with the connection, HEAD) is handled here.
+3. A pooled connection may have been closed by the provider at the very moment it is used. If not
+   one byte came back, `Stale` says so, and the caller asks once more on a fresh connection: this is
+   no failed attempt, since the provider cannot have answered (RFC 9112 9.3.1).
+4. Errors of sockets and TLS become ours here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol, cast
+
+import httptools
+
+from lunar_proxy.core.errors import (
+    BadAnswer,
+    ConnectFailed,
+    ConnectTimeout,
+    NoAnswer,
+    ProxyError,
+    StreamBroken,
+    TlsFailed,
+)
+from lunar_proxy.core.model import Headers
+from lunar_proxy.providers.base import Origin, UpstreamRequest
+
+# No provider sends heads of this size; nginx allows 8 KiB a line, Node 16 KiB in all.
+MAX_HEAD = 64 * 1024
+# Under the idle limit of the front ends seen (AWS ALB 60 s, nginx 75 s), so that we close first.
+IDLE_S = 50.0
+# Connections kept for a rush to come; more than this are closed when they fall idle.
+MAX_IDLE = 512
+
+
+class Stale(NoAnswer):
+    """A reused connection was already closed at the other end; see rule 3."""
+
+
+class Receiver(Protocol):
+    """Who an answer is for. Called on the event loop, in this order, and never after `close`:
+    `head` once, `body` any number of times, then `end` or `broken` exactly once.
+    """
+
+    def head(self, status: int, headers: Headers) -> None: ...
+
+    def body(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def broken(self, error: ProxyError) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a provider, idle in the pool or busy with one receiver."""
+
+    __slots__ = (
+        "_drained",
+        "_head",
+        "_head_size",
+        "_headers",
+        "_informational",
+        "_keep_alive",
+        "_no_body",
+        "_parser",
+        "_pool",
+        "_receiver",
+        "_to_eof",
+        "_transport",
+        "_writable",
+        "answered",
+        "idle_since",
+        "origin",
+        "reused",
+    )
+
+    def __init__(self, origin: Origin, pool: Pool) -> None:
+        self.origin = origin
+        self.reused = False
+        self.answered = False  # a byte came back for the current request
+        self.idle_since = 0.0
+        self._pool = pool
+        self._receiver: Receiver | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._writable = True
+        self._drained: asyncio.Future[None] | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head = True
+        self._head_size = 0
+        self._informational = False
+        self._keep_alive = False
+        self._no_body = False
+        self._to_eof = False
+
+    # --- for the caller -----------------------------------------------------------------------
+
+    def ask(self, request: UpstreamRequest, receiver: Receiver) -> None:
+        """Send a request whose body is at hand."""
+        self._begin(receiver, request.head.startswith(b"HEAD "))
+        transport = cast(asyncio.Transport, self._transport)
+        body = request.body
+        bare = not body and request.head.startswith((b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS "))
+        framing = b"\r\n" if bare else b"content-length: %d\r\n\r\n" % len(body)
+        if len(body) < 64 * 1024:
+            transport.write(request.head + framing + body)
+        else:
+            transport.writelines([request.head + framing, body])
+
+    async def ask_streaming(
+        self,
+        request: UpstreamRequest,
+        chunks: AsyncIterator[bytes],
+        length: int | None,
+        receiver: Receiver,
+    ) -> None:
+        """Send a request whose body is still arriving, at the pace at which it is taken.
+
+        Returns early when the answer is there before the body is through, as a refusal may be.
+        """
+        self._begin(receiver, no_body=False)
+        framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        self._write(request.head + framing + b"\r\n\r\n")
+        async for chunk in chunks:
+            if self._receiver is not receiver or self._closing:
+                return
+            if chunk:
+                self._write(chunk if length is not None else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await self._drain()
+        if length is None:
+            self._write(b"0\r\n\r\n")
+
+    def close(self) -> None:
+        """Forget the receiver and drop the connection, whatever it is doing."""
+        self._receiver = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None:
+            self._pool.forget(self)
+            self.close()
+            return
+        self.answered = True
+        if self._head and not self._informational:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD and b"\r\n\r\n" not in data:
+                self._fail(BadAnswer("the provider's response head is too large"))
+                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(BadAnswer("the provider switched protocols unasked"))
+        except httptools.HttpParserError:
+            self._fail(BadAnswer("the provider's answer is not valid HTTP"))
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself; connection_lost tells the rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        self._release_writers()
+        receiver = self._receiver
+        if receiver is None:
+            return
+        if self._to_eof and not self._head and exc is None:
+            self._finish(reusable=False)
+        elif not self.answered:
+            cause = Stale if self.reused else NoAnswer
+            self._fail(cause("the provider closed the connection without an answer"))
+        elif self._head:
+            self._fail(NoAnswer("the provider closed the connection in the middle of its answer"))
+        else:
+            self._fail(StreamBroken("the provider closed the connection before its answer was complete"))
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._release_writers()
+
+    # --- httptools callbacks ------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._informational = 100 <= status < 200
+        if self._informational:
+            self._headers = []
+            return
+        # After the message has ended httptools answers for the next one, so it is asked here.
+        self._keep_alive = self._parser.should_keep_alive()
+        self._to_eof = not self._no_body and self._ends_with_connection(status)
+        self._head = False
+        receiver = self._receiver
+        if receiver is not None:
+            receiver.head(status, tuple(self._headers))
+        if self._no_body:
+            self._finish(reusable=False)
+
+    def on_body(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.body(data)
+
+    def on_message_complete(self) -> None:
+        if not self._informational:
+            self._finish(reusable=self._keep_alive)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    @property
+    def _closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def _begin(self, receiver: Receiver, no_body: bool) -> None:
+        self._clear()
+        self._no_body = no_body
+        self.answered = False
+        self._receiver = receiver
+
+    def _ends_with_connection(self, status: int) -> bool:
+        """Neither length nor chunks: the body is all that comes (RFC 9112 6.3, item 8)."""
+        if status in (204, 304):
+            return False
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+    def _finish(self, *, reusable: bool) -> None:
+        receiver, self._receiver = self._receiver, None
+        if reusable and self.usable:
+            self._pool.put(self)
+        elif self._transport is not None:
+            self._transport.abort()
+        if receiver is not None:
+            receiver.end()
+
+    def _fail(self, error: ProxyError) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._pool.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+        if receiver is not None:
+            receiver.broken(error)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def _drain(self) -> None:
+        if not self._writable and not self._closing:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def _release_writers(self) -> None:
+        self._writable = True
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+class Pool:
+    """Idle connections by origin, newest first, so that a lull lets the others expire."""
+
+    def __init__(self, now: Callable[[], float], tls: ssl.SSLContext | None = None) -> None:
+        self._now = now
+        self._tls = tls
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._open: set[Connection] = set()
+
+    def __repr__(self) -> str:
+        idle = sum(len(connections) for connections in self._idle.values())
+        return f"<Pool {len(self._open)} open, {idle} idle>"
+
+    def statistics(self) -> dict[str, int]:
+        idle = sum(len(connections) for connections in self._idle.values())
+        return {"open": len(self._open), "idle": idle}
+
+    def trust(self, tls: ssl.SSLContext) -> None:
+        """Use this context from now on; connections made under the old one finish their work."""
+        self._tls = tls
+        self.close_idle()
+
+    async def connect(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Connection:
+        """A connection ready for one request: pooled, unless `fresh`, or newly dialled.
+
+        Raises ConnectFailed, ConnectTimeout or TlsFailed; nothing has been sent by then.
+        """
+        connection = None if fresh else self._take(origin)
+        if connection is None:
+            connection = await self._dial(origin, timeout_s)
+        return connection
+
+    def put(self, connection: Connection) -> None:
+        connection.idle_since = self._now()
+        idle = self._idle.setdefault(connection.origin, deque())
+        idle.append(connection)
+        if len(idle) > MAX_IDLE:
+            idle.popleft().close()
+
+    def forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None:
+            try:
+                idle.remove(connection)
+            except ValueError:
+                return
+            if not idle:
+                del self._idle[connection.origin]
+
+    def close_idle(self, older_than_s: float = 0.0) -> None:
+        limit = self._now() - older_than_s
+        for idle in list(self._idle.values()):
+            for connection in [c for c in idle if c.idle_since <= limit]:
+                self.forget(connection)
+                connection.close()
+
+    def close(self) -> None:
+        for connection in list(self._open):
+            connection.close()
+        self._open.clear()
+        self._idle.clear()
+
+    def _take(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        expired = self._now() - IDLE_S
+        while idle:
+            connection = idle.pop()
+            if connection.usable and connection.idle_since > expired:
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
+
+    async def _dial(self, origin: Origin, timeout_s: float) -> Connection:
+        secure = origin.scheme == "https"
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(origin, self),
+                    origin.host,
+                    origin.port,
+                    ssl=self._context() if secure else None,
+                    server_hostname=origin.host if secure else None,
+                )
+        except TimeoutError:
+            raise ConnectTimeout("the provider did not accept a connection in time") from None
+        except ssl.SSLError as error:
+            raise TlsFailed(f"TLS with the provider failed: {_tls_reason(error)}") from None
+        except OSError:
+            raise ConnectFailed("no connection to the provider could be made") from None
+        self._open.add(connection)
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    """What may be told to a client: the reason OpenSSL names, without addresses or files."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate does not verify ({error.verify_message})"
+    return str(error.reason or "handshake failure").lower().replace("_", " ")

@@ -1,0 +1,373 @@
+"""The fast door: the strict common case of an LLM call, with as little between as can be.
+
+It takes HTTP/1.1 POSTs to the four JSON endpoints that have exactly one Content-Length and nothing
+unusual about them. Whatever it does not fully understand is handed over, bytes and all, to the
+aiohttp door on the same transport, before anything was answered. So request smuggling has no room:
+nothing is guessed here, and a request is never read by two parsers.
+
+Rules:
+1. A head is handed on only when it is complete, so slow heads end here, for both doors.
+2. One request at a time; what a client sends ahead waits in the buffer, which is bounded.
+3. While an answer runs the client is still read, since that is how its leaving shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest, ProxyError, RequestTimeout
+from lunar_proxy.core.headers import render
+from lunar_proxy.core.intake import Incoming
+from lunar_proxy.core.model import Headers
+from lunar_proxy.core.render import error_answer
+from lunar_proxy.relay.client import Client, Source
+from lunar_proxy.tasks import spawn
+
+FAST_PATHS = frozenset(
+    {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/embeddings"}
+)
+# As aiohttp's own limit on all headers; Node stops at 16 KiB, nginx at 32 KiB.
+MAX_HEAD = 32 * 1024
+# What may be sent ahead of an answer before the client has to wait.
+MAX_AHEAD = 64 * 1024
+HEAD_TIMEOUT_S = 10.0
+BODY_IDLE_S = 30.0
+# Longer than the idle time of the usual client pools (httpx 5 s, undici 4 s, Go 90 s).
+KEEP_ALIVE_S = 95.0
+
+REQUEST_LINE = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n")
+# RFC 9110 5.6.2 tokens; a value has no control characters and no obsolete folding (RFC 9112 5.2).
+FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+# Their presence makes the request something for the other door.
+UNUSUAL = frozenset(
+    {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te"}
+)
+
+REASONS = {
+    200: b"OK",
+    201: b"Created",
+    202: b"Accepted",
+    204: b"No Content",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    402: b"Payment Required",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+class HeadTooLarge(InvalidRequest):
+    status, code = 431, "head_too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    path: bytes
+    headers: Headers
+    length: int
+
+
+def read_head(head: bytes) -> Head | None:
+    """A head of the strict common case, up to and with its last CRLF; None: not for this door."""
+    line = REQUEST_LINE.match(head)
+    if line is None or line[1] not in FAST_PATHS:
+        return None
+    position, lengths, headers = line.end(), [], []
+    size = len(head)
+    while position < size:
+        field = FIELD.match(head, position)
+        if field is None:
+            return None
+        name, value = field[1].lower(), field[2].rstrip(b" \t")
+        if name in UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
+            return None
+        if name == b"content-length":
+            lengths.append(value)
+        headers.append((name, value))
+        position = field.end()
+    if len(lengths) != 1 or not lengths[0].isdigit() or len(lengths[0]) > 12:
+        return None
+    return Head(line[1], tuple(headers), int(lengths[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Doorway:
+    """What all doors of one listener share."""
+
+    serve: Callable[[Incoming, Client], Awaitable[None]]
+    hand_over: Callable[[asyncio.Transport, bytes], None]
+    now: Callable[[], float]
+    max_body: int
+    doors: set[Door]
+    trusted_peer: str = ""  # the address to show for connections that have none of their own
+
+
+class Door(asyncio.Protocol):
+    """One client connection, and the `Client` of each of its calls in turn."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_chunked",
+        "_doorway",
+        "_head",
+        "_keep_alive",
+        "_last_at",
+        "_missing",
+        "_out",
+        "_peer",
+        "_reading_paused",
+        "_source",
+        "_state_since",
+        "_task",
+        "_timer",
+        "_transport",
+        "_write_paused",
+    )
+
+    def __init__(self, doorway: Doorway) -> None:
+        self._doorway = doorway
+        self._transport: asyncio.Transport | None = None
+        self._peer = doorway.trusted_peer
+        self._buffer = b""
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._missing = 0
+        self._task: asyncio.Task[None] | None = None
+        self._source: Source | None = None
+        self._write_paused = False
+        self._reading_paused = False
+        self._chunked = False
+        self._keep_alive = True
+        self._out = b""
+        self._last_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self._peer = str(peer[0])
+        self._doorway.doors.add(self)
+        self._watch(KEEP_ALIVE_S)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_at = self._doorway.now()
+        if self._task is not None:
+            self._buffer += data
+            if len(self._buffer) > MAX_AHEAD and self._transport is not None:
+                self._transport.pause_reading()
+                self._reading_paused = True
+        elif self._head is not None:
+            self._more_body(data)
+        else:
+            self._begin(self._buffer + data if self._buffer else data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._doorway.doors.discard(self)
+        self._transport = None
+        self._stop_watching()
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._source is not None:
+            self._source.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._source is not None:
+            self._source.resume()
+
+    # --- reading a request ----------------------------------------------------------------------
+
+    def _begin(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > MAX_HEAD:
+                self._refuse(HeadTooLarge(f"the request head is larger than {MAX_HEAD} bytes"))
+                return
+            if not self._buffer:
+                self._watch(HEAD_TIMEOUT_S)
+            self._buffer = data
+            return
+        head = read_head(data[: end + 2])
+        if head is None:
+            self._leave(data)
+            return
+        if head.length > self._doorway.max_body:
+            self._refuse(too_large(self._doorway.max_body))
+            return
+        self._buffer = b""
+        self._head, self._missing = head, head.length
+        self._more_body(data[end + 4 :])
+
+    def _more_body(self, data: bytes) -> None:
+        missing = self._missing
+        if len(data) < missing:
+            self._body.append(data)
+            self._missing = missing - len(data)
+            self._watch(BODY_IDLE_S)
+            return
+        if len(data) > missing:
+            self._buffer = data[missing:]
+            data = data[:missing]
+        body = b"".join([*self._body, data]) if self._body else data
+        self._body = []
+        self._missing = 0
+        self._serve(body)
+
+    def _serve(self, body: bytes) -> None:
+        head = self._head
+        assert head is not None
+        incoming = Incoming(
+            b"POST", head.path, b"", head.headers, body, self._peer, self._doorway.now()
+        )
+        self._stop_watching()
+        self._task = spawn(self._run(incoming), name="call")
+
+    async def _run(self, incoming: Incoming) -> None:
+        try:
+            await self._doorway.serve(incoming, self)
+        finally:
+            self._served()
+
+    def _served(self) -> None:
+        self._task = None
+        self._head = None
+        self._source = None
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._keep_alive:
+            transport.close()
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            transport.resume_reading()
+        self._watch(KEEP_ALIVE_S)
+        if self._buffer:
+            data, self._buffer = self._buffer, b""
+            self._begin(data)
+
+    def _leave(self, data: bytes) -> None:
+        """Hand the connection over, for good, with all that has not been answered."""
+        transport = self._transport
+        assert transport is not None
+        self._stop_watching()
+        self._doorway.doors.discard(self)
+        self._transport = None
+        self._doorway.hand_over(transport, data)
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Answer a request that was not read to its end; the connection cannot go on after."""
+        self._keep_alive = False
+        status, headers, body = error_answer(error, [])
+        self.head(status, headers, len(body))
+        self.write(body)
+        self.end()
+        if self._transport is not None:
+            self._transport.close()
+
+    def finish_and_close(self) -> None:
+        """For a shutdown: close now, or after the answer that is running."""
+        self._keep_alive = False
+        if self._task is None and self._transport is not None:
+            self._transport.close()
+
+    # --- relay.client.Client ----------------------------------------------------------------------
+
+    def head(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None
+    ) -> None:
+        self._chunked = length is None
+        framing = (
+            b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+        )
+        if status in (204, 304):
+            self._chunked, framing = False, b""
+        self._out = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+            status,
+            REASONS.get(status, b""),
+            render(headers),
+            framing,
+            b"" if self._keep_alive else b"connection: close\r\n",
+        )
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._out:
+            data = self._out + data
+            self._out = b""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        tail = b"0\r\n\r\n" if self._chunked else b""
+        data, self._out = self._out + tail, b""
+        if data and self._transport is not None:
+            self._transport.write(data)
+
+    def cut(self) -> None:
+        self._keep_alive = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def follow(self, source: Source | None) -> None:
+        self._source = source
+        if source is not None and self._write_paused:
+            source.pause()
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _watch(self, limit_s: float) -> None:
+        self._stop_watching()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(limit_s, self._too_slow)
+
+    def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self._buffer or self._head is not None:
+            self._refuse(RequestTimeout("the request did not arrive in time"))
+        elif self._transport is not None:
+            self._transport.close()
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit // (1024 * 1024)} MB; max_body_mb in the config allows more"
+    )
