@@ -171,6 +171,12 @@ class RouterNotReady(ProxyError):
     status, type, code, blame = 503, "router_not_ready", "router_not_ready", Blame.US
 
 
+class StoreUnavailable(ProxyError):
+    """Keys or limits cannot be read, and there is no local state to decide from."""
+
+    status, type, code, blame = 503, "store_unavailable", "store_unavailable", Blame.US
+
+
 class ShuttingDown(ProxyError):
     status, type, code, blame = 503, "shutting_down", "shutting_down", Blame.US
 
