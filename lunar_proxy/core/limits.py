@@ -1,0 +1,369 @@
+"""The arithmetic of limits: (state, limits, ask, now) -> (state, verdict), all limits at once.
+
+Requests and tokens per minute are leaky buckets used as meters, which is GCRA written as a level
+instead of a time (ITU-T I.371 annex A; brandur.org/rate-limiting): a full minute's burst passes at
+once, then the bucket drains evenly. Levels are whole 60 000ths of a request or token and times
+whole milliseconds, so that draining `limit` per minute is `limit` per millisecond, exactly.
+
+A call *holds* its tokens and dollars (estimate + max_tokens) from `take` until `settle`, and pays
+the real use then. What is held does not drain: if it did, refunding the unused part of a call
+whose hold had drained meanwhile would hand out the same tokens twice.
+
+A budget is a calendar window in UTC. While other calls are in flight one more may start only if
+its worst case still fits, so concurrency cannot overrun a budget. Alone, a call may start while
+anything is left, since a worst case must not lock the last cents away for good; the overrun is at
+most that one call.
+
+`now` is seconds since 1970 on the wall clock. A clock that steps back drains nothing and reopens
+no window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from .errors import BudgetExceeded, LimitExceeded
+
+Per = Literal["hour", "day", "month", "total"]
+Name = Literal["requests", "tokens", "concurrent", "budget"]  # label of lunar_rate_limited_total
+
+MINUTE_MS = 60_000
+
+# Money is counted in ten-billionths of a dollar: the 10 decimals that clients are told.
+UNITS_PER_USD = 10**10
+
+# When a slot or a held reservation comes free depends on calls in flight, so the wait is a guess.
+RELEASE_WAIT_S = 1.0
+
+# A budget without a window never comes back by itself; ask again tomorrow, someone may raise it.
+TOTAL_WAIT_S = 86_400.0
+
+NEVER = 1 << 62  # end of a window that does not end
+
+
+def units(usd: Decimal | None) -> int:
+    """Dollars as whole units, rounded up; unknown is 0."""
+    return 0 if usd is None else math.ceil(usd * UNITS_PER_USD)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """US dollars per calendar window (UTC)."""
+
+    usd: Decimal
+    per: Per = "month"
+    units: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", units(self.usd))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one key may do; None: no such limit. `tokens_per_minute` counts input and output."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    budget: Budget | None = None
+
+    @property
+    def empty(self) -> bool:
+        return (
+            self.requests_per_minute is None
+            and self.tokens_per_minute is None
+            and self.concurrent_requests is None
+            and self.budget is None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The worst case of one call: tokens of the prompt plus max_tokens, and what they cost."""
+
+    tokens: int = 0
+    usd: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One budget window: [start, end) in whole seconds since 1970."""
+
+    per: Per
+    start: int
+    end: int
+
+
+class State(NamedTuple):
+    """What is remembered of one subject. `State()` is one that was never seen.
+
+    This and the verdict are named tuples because a call makes half a dozen of them: a tuple takes
+    a quarter of the time of a frozen dataclass.
+    """
+
+    at_ms: int = 0  # when the levels were last drained
+    requests: int = 0  # level, in 60 000ths
+    tokens: int = 0  # level, in 60 000ths
+    calls: int = 0  # in flight
+    held_tokens: int = 0  # by the calls in flight
+    held_usd: int = 0  # by the calls in flight, in units
+    window: Window | None = None
+    spent: int = 0  # in `window`, in units
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is remembered that a new state would not say too."""
+        return not (self.requests or self.tokens or self.calls or self.spent)
+
+
+class Gauge(NamedTuple):
+    """One limit as the x-ratelimit headers tell it."""
+
+    limit: int
+    remaining: int
+    reset_s: float  # until all of it is there again
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The limit that said no. `final`: the same request cannot pass by waiting."""
+
+    limit: Name
+    retry_after_s: float
+    message: str
+    final: bool = False
+
+
+class Verdict(NamedTuple):
+    """The answer to one ask, and the gauges after it."""
+
+    blocked: Blocked | None = None
+    requests: Gauge | None = None
+    tokens: Gauge | None = None
+    degraded: bool = False  # decided from local state, because the shared store does not answer
+
+    @property
+    def allowed(self) -> bool:
+        return self.blocked is None
+
+
+UNLIMITED = Verdict()
+
+
+def window(per: Per, now: float) -> Window:
+    """The calendar window that `now` falls in."""
+    match per:
+        case "total":
+            return Window(per, 0, NEVER)
+        case "hour" | "day":
+            length = 3600 if per == "hour" else 86_400
+            start = int(now) // length * length
+            return Window(per, start, start + length)
+        case "month":
+            first = datetime.fromtimestamp(now, UTC).replace(
+                day=1, hour=0, minute=0, second=0, microsecond=0
+            )
+            year, month = divmod(first.year * 12 + first.month, 12)
+            after = first.replace(year=year, month=month + 1)
+            return Window(per, int(first.timestamp()), int(after.timestamp()))
+
+
+def forward(state: State, limits: Limits, now: float) -> State:
+    """The state at `now`: levels drained, an ended budget window opened anew."""
+    now_ms = max(int(now * 1000), state.at_ms)
+    passed_ms = now_ms - state.at_ms
+    opened, spent = state.window, state.spent
+    budget = limits.budget
+    if budget is not None and (opened is None or opened.per != budget.per or now >= opened.end):
+        opened, spent = window(budget.per, now), 0
+    return State(
+        now_ms,
+        _drained(state.requests, limits.requests_per_minute, passed_ms),
+        _drained(state.tokens, limits.tokens_per_minute, passed_ms),
+        state.calls,
+        state.held_tokens,
+        state.held_usd,
+        opened,
+        spent,
+    )
+
+
+def _drained(level: int, per_minute: int | None, passed_ms: int) -> int:
+    return 0 if per_minute is None else max(0, level - passed_ms * per_minute)
+
+
+def take(state: State, limits: Limits, ask: Ask, now: float) -> tuple[State, Verdict]:
+    """One decision over all limits: everything is taken, or nothing is."""
+    state = forward(state, limits, now)
+    blocked = blocking(state, limits, ask, now)
+    if blocked is None:
+        state = State(
+            state.at_ms,
+            state.requests + MINUTE_MS,
+            state.tokens,
+            state.calls + 1,
+            state.held_tokens + ask.tokens,
+            state.held_usd + units(ask.usd),
+            state.window,
+            state.spent,
+        )
+    return state, verdict(state, limits, blocked)
+
+
+def settle(
+    state: State, limits: Limits, ask: Ask, tokens: int, usd: Decimal | None, now: float
+) -> State:
+    """The call is over: what it held is given back, and what it used is paid."""
+    return charge(release(state, ask), limits, tokens, usd, now)
+
+
+def release(state: State, ask: Ask) -> State:
+    """Give back what a call held."""
+    return State(
+        state.at_ms,
+        state.requests,
+        state.tokens,
+        max(0, state.calls - 1),
+        max(0, state.held_tokens - ask.tokens),
+        max(0, state.held_usd - units(ask.usd)),
+        state.window,
+        state.spent,
+    )
+
+
+def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: float) -> State:
+    """Pay for real use, which may leave a level above its limit: the next call waits it out."""
+    state = forward(state, limits, now)
+    return State(
+        state.at_ms,
+        state.requests,
+        state.tokens + tokens * MINUTE_MS,
+        state.calls,
+        state.held_tokens,
+        state.held_usd,
+        state.window,
+        state.spent + units(usd),
+    )
+
+
+def blocking(state: State, limits: Limits, ask: Ask, now: float) -> Blocked | None:
+    """The limit with the longest wait, so that who waits as told gets through; None: it fits."""
+    blocks = _blocks(state, limits, ask, now)
+    return max(blocks, key=lambda b: (b.final, b.retry_after_s)) if blocks else None
+
+
+def _blocks(state: State, limits: Limits, ask: Ask, now: float) -> list[Blocked]:
+    blocks = []
+    rpm, tpm, slots = (
+        limits.requests_per_minute,
+        limits.tokens_per_minute,
+        limits.concurrent_requests,
+    )
+    if rpm is not None and (over := state.requests + (1 - rpm) * MINUTE_MS) > 0:
+        blocks.append(
+            Blocked("requests", _drain_s(over, rpm), f"limit of {rpm} requests per minute")
+        )
+    if tpm is not None and (over := _token_level(state) + (ask.tokens - tpm) * MINUTE_MS) > 0:
+        blocks.append(_tokens_blocked(over, tpm, ask))
+    if slots is not None and state.calls >= slots:
+        blocks.append(
+            Blocked("concurrent", RELEASE_WAIT_S, f"limit of {slots} concurrent requests")
+        )
+    if limits.budget is not None and (blocked := _budget_block(state, limits.budget, ask, now)):
+        blocks.append(blocked)
+    return blocks
+
+
+_PER = {"hour": "per hour", "day": "per day", "month": "per month", "total": "in total"}
+
+
+def _tokens_blocked(over: int, tpm: int, ask: Ask) -> Blocked:
+    limit = f"limit of {tpm} tokens per minute"
+    if ask.tokens <= tpm:
+        return Blocked("tokens", _drain_s(over, tpm), f"{limit} (this request: {ask.tokens})")
+    message = f"{limit} is smaller than this request, which needs {ask.tokens}; lower max_tokens"
+    return Blocked("tokens", MINUTE_MS / 1000, message, final=True)
+
+
+def _budget_block(state: State, budget: Budget, ask: Ask, now: float) -> Blocked | None:
+    message = f"budget of {budget.usd} USD {_PER[budget.per]}"
+    if state.spent >= budget.units:
+        end = NEVER if state.window is None else state.window.end
+        return Blocked("budget", TOTAL_WAIT_S if end == NEVER else end - now, message)
+    if state.calls and state.spent + state.held_usd + units(ask.usd) > budget.units:
+        return Blocked("budget", RELEASE_WAIT_S, f"{message}, with the calls in flight,")
+    return None
+
+
+def _token_level(state: State) -> int:
+    return state.tokens + state.held_tokens * MINUTE_MS
+
+
+def _drain_s(level: int, per_minute: int) -> float:
+    """Seconds until `level` has drained, in whole milliseconds, rounded up."""
+    return -(-level // per_minute) / 1000
+
+
+def verdict(state: State, limits: Limits, blocked: Blocked | None) -> Verdict:
+    """The gauges of `state`, which is that after the decision."""
+    rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
+    return Verdict(
+        blocked,
+        None if rpm is None else _gauge(state.requests, rpm),
+        None if tpm is None else _gauge(_token_level(state), tpm),
+    )
+
+
+def _gauge(level: int, limit: int) -> Gauge:
+    return Gauge(limit, max(0, limit + -level // MINUTE_MS), _drain_s(level, limit))
+
+
+def rate_limit_headers(verdict: Verdict) -> tuple[tuple[str, str], ...]:
+    """The `x-ratelimit-*` headers of an answer; none for a limit that is not set."""
+    return _gauge_headers("requests", verdict.requests) + _gauge_headers("tokens", verdict.tokens)
+
+
+def _gauge_headers(name: str, gauge: Gauge | None) -> tuple[tuple[str, str], ...]:
+    if gauge is None:
+        return ()
+    return (
+        (f"x-ratelimit-limit-{name}", str(gauge.limit)),
+        (f"x-ratelimit-remaining-{name}", str(gauge.remaining)),
+        (f"x-ratelimit-reset-{name}", duration(gauge.reset_s)),
+    )
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes them, which is as Go does: `0s`, `17ms`, `8.64s`, `6m0s`, `1h0m30s`."""
+    ms = round(seconds * 1000)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, MINUTE_MS)
+    hours, minutes = divmod(minutes, 60)
+    whole, fraction = divmod(ms, 1000)
+    tail = f"{whole}.{fraction:03d}".rstrip("0") if fraction else str(whole)
+    if hours:
+        return f"{hours}h{minutes}m{tail}s"
+    return f"{minutes}m{tail}s" if minutes else f"{tail}s"
+
+
+# The OpenAI clients wait as told up to a minute; told to wait longer they come back after half a
+# second instead (openai-python `_calculate_retry_timeout`), unless told not to come back at all.
+_WORTH_RETRYING_S = 60.0
+
+
+def refusal(verdict: Verdict) -> LimitExceeded | BudgetExceeded:
+    """The error of a verdict that is not allowed."""
+    blocked = verdict.blocked
+    assert blocked is not None, "an allowed call is not refused"
+    wait_s = blocked.retry_after_s
+    headers = rate_limit_headers(verdict)
+    if blocked.final or wait_s > _WORTH_RETRYING_S:
+        headers = (*headers, ("x-should-retry", "false"))
+    again = "" if blocked.final else f" is reached; try again in {duration(wait_s)}"
+    error = BudgetExceeded if blocked.limit == "budget" else LimitExceeded
+    return error(blocked.message + again, retry_after_s=wait_s, headers=headers)
