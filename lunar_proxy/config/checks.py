@@ -181,8 +181,9 @@ def _dead(name: str, config: Config) -> str | None:
 
 def _dead_prefix(prefix: str, rest: str, config: Config) -> str | None:
     if prefix in DEPLOYMENT_PREFIXES:
-        known = config.deployments
-        return None if rest in known else "no such deployment" + did_you_mean(rest, known)
+        if rest in config.deployments:
+            return None
+        return "no such deployment" + did_you_mean(rest, config.deployments)
     if prefix == "demo":
         return None if config.demo else "demo is there only with --demo"
     known = {**BUILTIN, **config.providers}
@@ -215,6 +216,7 @@ def _open_door(config: Config) -> Iterator[Problem]:
             ("auth", "required"),
             "must be true when listen is not on loopback, or anybody could spend your keys "
             "(insecure: true if that is meant)",
+            near=("listen",),
         )
 
 
@@ -226,7 +228,7 @@ def _admin(config: Config) -> Iterator[Problem]:
 def _one_address_each(config: Config) -> Iterator[Problem]:
     ours, admin = config.listen, config.admin.listen
     if ours.port and (ours.host, ours.port) == (admin.host, admin.port):
-        yield Problem(("admin", "listen"), "is the same address as listen")
+        yield Problem(("admin", "listen"), "is the same address as listen", near=("listen",))
 
 
 _KEY = re.compile(r"pk_(live|test)_[0-9A-Za-z]{32,}")  # CONTRACT 3
@@ -282,6 +284,7 @@ def _shared_limits(config: Config) -> Iterator[Problem]:
             ("store",),
             "memory is not shared between workers, so each would grant the whole limit; "
             "use redis or sqlite, or workers: 1",
+            near=("workers",),
         )
 
 

@@ -42,8 +42,11 @@ class Document:
         self._made = 0
         self._open: list[Node] = []  # from the root to here, to notice an alias within itself
 
-    def line(self, path: Path) -> int:
-        """Of the path itself, or of the nearest thing around it that the file has."""
+    def line(self, problem: Problem) -> int:
+        """Of its path, else of the nearest thing around it that the file has, else near it."""
+        if problem.line is not None:
+            return problem.line
+        path = problem.path if problem.path[:1] in self._lines else problem.near
         while path not in self._lines:
             path = path[:-1]
         return self._lines[path]
@@ -64,8 +67,10 @@ class Document:
                     return self._mapping(node, path)
                 case SequenceNode():
                     return self._sequence(node, path)
-                case _:
-                    return self._scalar(node, path)
+                case ScalarNode():
+                    return self._whole(self._scalar(node, path), path, node)
+                case _:  # PyYAML makes no other
+                    return None
         finally:
             self._open.pop()
 
@@ -89,7 +94,7 @@ class Document:
                 self._wrong(path, "has a key that is not plain text", key)
             elif key.value in own:
                 self._wrong((*path, key.value), "stands twice in the same mapping", key)
-            elif not _is_merge(key):
+            elif self._whole(key.value, path, key) is not None and not _is_merge(key):
                 own.add(key.value)
                 self._lines[(*path, key.value)] = _at(key)
                 made[key.value] = self._make(value, (*path, key.value))
@@ -122,6 +127,13 @@ class Document:
         if node.tag.startswith(_TAG) and node.tag.removeprefix(_TAG) in _CORE_TAGS:
             return _plain(text)
         return self._wrong(path, "has a YAML tag that is not supported", node)
+
+    def _whole(self, value: Any, path: Path, node: Node) -> Any:
+        """Text that cannot be encoded, from `"\\ud800"` or a variable, is no use to anybody."""
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            self._wrong(path, "holds a character that is not Unicode text", node)
+            return None
+        return value
 
     def _expand(self, text: str, path: Path, node: ScalarNode) -> str | None:
         """Always text: pydantic turns it into the number or the truth its setting wants."""
@@ -205,6 +217,8 @@ def parse(text: str, environ: Mapping[str, str]) -> Document:
         node = _Nodes(text).get_single_node()
     except RecursionError:
         document.problems.append(Problem((), "is nested too deeply", 1))
+    except (ValueError, OverflowError):  # from chr(), for "\U00110000"
+        document.problems.append(Problem((), "is not valid YAML: a \\U escape out of range", 1))
     except yaml.YAMLError as error:
         document.problems.append(_syntax(error, text))
     else:

@@ -112,7 +112,7 @@ def _lines(
     overrides: Mapping[str, Any],
 ) -> list[str]:
     """In the order of the file, each once."""
-    placed = [(problem.line or document.line(problem.path), problem) for problem in found]
+    placed = [(document.line(problem), problem) for problem in found]
     placed.sort(key=lambda pair: pair[0])
     lines = []
     for line, problem in placed:

@@ -32,6 +32,7 @@ class Problem:
     path: Path
     message: str
     line: int | None = None  # None: where the path is
+    near: Path = ()  # where to point if the file leaves the path to its default
 
 
 def show_path(path: Path) -> str:
@@ -54,7 +55,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def from_validation(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    return [_problem(detail, root) for detail in error.errors(include_url=False)]
+    """Less what follows from another: a list is not too short if an entry of it is at fault."""
+    found = error.errors(include_url=False, include_input=False)
+    paths = [detail["loc"] for detail in found]
+    return [
+        _problem(detail, root)
+        for detail in found
+        if detail["type"] != "too_short" or not _within(detail["loc"], paths)
+    ]
+
+
+def _within(outer: Path, paths: Iterable[Path]) -> bool:
+    return any(len(path) > len(outer) and path[: len(outer)] == outer for path in paths)
 
 
 def _problem(detail: ErrorDetails, root: type[BaseModel]) -> Problem:

@@ -175,6 +175,8 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 def _web_url(value: str) -> str:
     if problem := _url_problem(value, ("http", "https")):
         raise ValueError(problem)
+    if "@" in urlsplit(value).netloc:
+        raise ValueError("must not hold a user or password")
     return value
 
 
@@ -251,7 +253,7 @@ def expand_home(path: str, home: str) -> str:
 
 
 def _home(info: Info) -> str:
-    return (info.context or {}).get("home", "") if isinstance(info.context, dict | None) else ""
+    return str(info.context["home"]) if info.context else ""
 
 
 StoreUrl = Annotated[
