@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from lunar_proxy.providers.builtin import BUILTIN, DEPLOYMENT_PREFIXES, DIALECTS, RESERVED_IDS
 
 from .problems import Path, Problem, did_you_mean
-from .schema import Alias, Config, Deployment, Jwt, Limits, Provider
+from .schema import Alias, Config, Deployment, Jwt, Provider
 from .values import Address
 
 Check = Callable[[Config], Iterable[Problem]]
@@ -289,9 +289,9 @@ def _shared_limits(config: Config) -> Iterator[Problem]:
 
 
 def _limits_anywhere(config: Config) -> bool:
-    own: list[Limits | None] = [config.limits, *(entry.limits for entry in config.auth.keys)]
+    own = [config.limits, *(entry.limits for entry in config.auth.keys)]
     claimed = config.auth.jwt is not None and config.auth.jwt.limits_claim is not None
-    return claimed or any(limits is not None and limits.any for limits in own)
+    return claimed or any(limits and not limits.compiled().empty for limits in own)
 
 
 def _backoff(config: Config) -> Iterator[Problem]:

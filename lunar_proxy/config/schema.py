@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from lunar_proxy.core import limits
 from lunar_proxy.core.model import Annotate
 
 from .values import (
@@ -112,9 +113,14 @@ class Limits(Model):
         default=None, description="Money: 429 `budget_exceeded` once spent."
     )
 
-    @property
-    def any(self) -> bool:
-        return any(getattr(self, name) is not None for name in type(self).model_fields)
+    def compiled(self) -> limits.Limits:
+        """The same, as the rules of `core.limits` take it."""
+        return limits.Limits(
+            self.requests_per_minute,
+            self.tokens_per_minute,
+            self.concurrent_requests,
+            limits.Budget(self.budget.usd, self.budget.per) if self.budget else None,
+        )
 
 
 class Admin(Model):

@@ -151,8 +151,10 @@ def _url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
         return "is not a URL"
     if parts.scheme not in schemes:
         return "must start with " + " or ".join(f"{scheme}://" for scheme in schemes)
-    if not parts.hostname or port == 0:
-        return "has no host" if not parts.hostname else "port 0 cannot be called"
+    if not parts.hostname:
+        return "has no host"
+    if port == 0:
+        return "has port 0, which nothing can listen on"
     if any(not "!" <= c <= "~" for c in url):
         return "holds a character that has to be percent-encoded"
     return None

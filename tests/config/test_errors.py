@@ -310,6 +310,35 @@ PROVIDERS = {
         "listen: 127.0.0.1:8080\nproviders: {x: {base_url: 'http://localhost:8080/v1'}}\n",
         ["2: providers.x.base_url: is this proxy itself (listen)"],
     ),
+    "dialect of a deployment": (
+        "deployments: {d: {base_url: 'http://h', model: m, dialect: azrue}}\n",
+        ["1: deployments.d.dialect: must be openai or azure, did you mean azure?"],
+    ),
+    "azure deployment": (
+        "deployments: {d: {base_url: 'http://h', model: m, dialect: azure}}\n",
+        ["1: deployments.d.api_version: is required for azure"],
+    ),
+    "no host": (
+        "providers: {x: {base_url: 'http:///v1'}}\n",
+        ["1: providers.x.base_url: has no host"],
+    ),
+    "port 0": (
+        "providers: {x: {base_url: 'http://h:0/v1'}}\n",
+        ["1: providers.x.base_url: has port 0, which nothing can listen on"],
+    ),
+    "a space in a URL": (
+        "upstream_proxy: 'http://h h:1'\n",
+        ["1: upstream_proxy: holds a character that has to be percent-encoded"],
+    ),
+    "an upstream proxy with a path": (
+        "upstream_proxy: http://h:1/x\n",
+        ["1: upstream_proxy: must be http://HOST:PORT"],
+    ),
+    "no path": ("intercept: {ca_dir: ''}\n", ["1: intercept.ca_dir: must be a path"]),
+    "a number as secret": (
+        "admin: {token: 12345}\n",
+        ["1: admin.token: must be text; put it in quotes"],
+    ),
     "deployment by hour and by token": (
         "deployments: {d: {base_url: 'http://h', model: m, cost_per_hour: 1,\n"
         "  price: {input_per_million: 1, output_per_million: 1}}}\n",

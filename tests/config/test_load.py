@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lunar_proxy.config import Config, ConfigError, load, resolved
 from lunar_proxy.config.docs import settings
+from lunar_proxy.core import limits
 from lunar_proxy.core.model import Annotate
 
 SECRET = "planted-Sup3rSecret-9f8e7d6c5b4a"
@@ -185,6 +186,30 @@ def test_a_jwt_secret_means_hs256(file: Path) -> None:
     config = read(file, "auth: {jwt: {secret: x}}\n")
     assert config.auth.jwt is not None
     assert config.auth.jwt.algorithms == ("HS256",)
+
+
+def test_limits_become_those_of_the_core(file: Path) -> None:
+    config = read(file, "limits: {tokens_per_minute: 5, budget: {usd: 0.1, per: day}}\n")
+    budget = limits.Budget(Decimal("0.1"), "day")
+    assert config.limits.compiled() == limits.Limits(tokens_per_minute=5, budget=budget)
+    assert load(None, {}).limits.compiled().empty
+
+
+def test_intercept_hosts_and_tunnel_print_as_they_were_written(file: Path) -> None:
+    config = read(
+        file,
+        "intercept: {hosts: [LLM.example, b.example=openai], tunnel: ['*.ok.example']}\n",
+    )
+    assert [(h.host, h.provider) for h in config.intercept.hosts] == [
+        ("llm.example", None),
+        ("b.example", "openai"),
+    ]
+    shown = resolved(config)["intercept"]
+    assert (shown["hosts"], shown["tunnel"]) == (
+        ["llm.example", "b.example=openai"],
+        ["*.ok.example"],
+    )
+    assert resolved(read(file, "intercept: {tunnel: none}\n"))["intercept"]["tunnel"] == "none"
 
 
 def test_an_intercepted_call_keeps_its_body_unless_told(file: Path) -> None:
