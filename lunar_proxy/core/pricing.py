@@ -101,8 +101,11 @@ def _input(usage: Usage, price: Price, read: int, read_audio: int) -> Decimal | 
 def _cache_input(price: Price, read: int, read_audio: int) -> Decimal | None:
     if not read:
         return NOTHING
-    text = _known(price.cache_read, price.input)
-    return _dollars((read - read_audio, text), (read_audio, _known(price.cache_audio_read, text)))
+    audio = _known(price.cache_read, _known(price.input_audio, price.input))
+    return _dollars(
+        (read - read_audio, _known(price.cache_read, price.input)),
+        (read_audio, _known(price.cache_audio_read, audio)),
+    )
 
 
 def _output(usage: Usage, price: Price) -> Decimal | None:

@@ -83,6 +83,12 @@ def parts(input_: str, output: str, cache_input: str) -> Cost:
             Usage(100, 50, input_audio_tokens=60, output_audio_tokens=20),
             parts("0.00025", "0.0005", "0"),
         ),
+        # cached audio that has no price for being cached is still audio
+        (
+            Price(input=D(1), output=D(2), input_audio=D(10)),
+            Usage(10, 0, cache_read_tokens=10, input_audio_tokens=4, cache_audio_read_tokens=4),
+            parts("0", "0", "0.000046"),
+        ),
         # reasoning is paid under output
         (GPT_4O, Usage(0, 100, reasoning_tokens=90), parts("0", "0.001", "0")),
         (RESEARCH, Usage(0, 100, reasoning_tokens=90), parts("0", "0.00035", "0")),
