@@ -36,7 +36,7 @@ from typing import Any, Self
 import httptools
 import orjson
 
-from .core.model import Headers
+from .core.model import Annotate, Call, Headers, Outcome, Target
 from .core.script import Chunk, End, Head, Pause
 from .core.script import Step as PureStep
 from .tasks import spawn
@@ -59,12 +59,14 @@ __all__ = [
     "Stall",
     "Step",
     "Until",
+    "call",
     "chat",
     "chat_answer",
     "chat_stream",
     "dead_url",
     "error_answer",
     "json_answer",
+    "outcome",
     "serve_in_thread",
     "sse",
 ]
@@ -615,6 +617,46 @@ def dead_url() -> str:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def call(**changes: Any) -> Call:
+    """A chat completion asked of openai/gpt-4o, changed where the test cares."""
+    doc = {"model": "openai/gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
+    usual: dict[str, Any] = {
+        "id": "req-1",
+        "method": b"POST",
+        "path": b"/v1/chat/completions",
+        "query": b"",
+        "headers": ((b"content-type", b"application/json"),),
+        "body": orjson.dumps(changes.get("doc", doc)),
+        "doc": doc,
+        "endpoint": "chat/completions",
+        "model": "openai/gpt-4o",
+        "stream": False,
+        "annotate": Annotate.FULL,
+        "include_usage": None,
+        "accepted_at": 0.0,
+        "client": "127.0.0.1",
+    }
+    return Call(**usual | changes)
+
+
+def outcome(**changes: Any) -> Outcome:
+    """That call answered by openai/gpt-4o in a second, 200, nothing known of its usage."""
+    usual: dict[str, Any] = {
+        "call": call(),
+        "target": Target("openai", "gpt-4o"),
+        "index": 0,
+        "status": 200,
+        "error": None,
+        "usage": None,
+        "cost": None,
+        "priced": True,
+        "latency_s": 1.0,
+        "ttft_s": None,
+        "overhead_s": 0.001,
+    }
+    return Outcome(**usual | changes)
 
 
 class FakeClock:

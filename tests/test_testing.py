@@ -28,12 +28,14 @@ from lunar_proxy.testing import (
     Stall,
     Step,
     Until,
+    call,
     chat,
     chat_answer,
     chat_stream,
     dead_url,
     error_answer,
     json_answer,
+    outcome,
     serve_in_thread,
     sse,
 )
@@ -349,3 +351,13 @@ async def test_the_clock_wakes_who_is_due_in_order() -> None:
     await asyncio.gather(tasks[0], return_exceptions=True)
     clock.advance(2)
     assert (woken, clock.slept) == (["z", "a", "b"], [3, 1, 1, 0])
+
+
+def test_calls_and_outcomes_are_built_with_what_matters_to_the_test() -> None:
+    asked = call(doc={"model": "x"}, stream=True)
+    assert (asked.body, asked.stream, asked.endpoint) == (
+        b'{"model":"x"}',
+        True,
+        "chat/completions",
+    )
+    assert outcome(call=asked, status=502).status == 502
