@@ -82,7 +82,7 @@ def data_spans(raw: bytes) -> Iterator[tuple[int, int]]:
 
     Joined by LF they are its data: this is how an offset in the data is found in the bytes.
     """
-    for start, end in _line_spans(raw):
+    for start, end in line_spans(raw):
         name, colon, value = raw[start:end].partition(b":")
         if name == b"data" or name == _BOM + b"data":
             begin = start + len(name) + len(colon) + value.startswith(b" ")
@@ -96,7 +96,7 @@ def _skip_blank_lines(buffer: bytes, start: int) -> int:
     return match.end() if match else start
 
 
-def _line_spans(raw: bytes) -> Iterator[tuple[int, int]]:
+def line_spans(raw: bytes) -> Iterator[tuple[int, int]]:
     start = 0
     for match in _LINE_END.finditer(raw):
         yield start, match.start()
@@ -107,7 +107,7 @@ def _line_spans(raw: bytes) -> Iterator[tuple[int, int]]:
 
 def _fields(text: bytes) -> tuple[bytes, bytes]:
     name, data = b"", []
-    for start, end in _line_spans(text):
+    for start, end in line_spans(text):
         field, _, value = text[start:end].partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
