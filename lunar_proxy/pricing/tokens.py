@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 TOKENIZER = "scoring/assets/all-MiniLM-L6-v2-int8/tokenizer.json"
 
 # Text beyond this many characters is taken to be like what came before: 16k characters take some
-# 5 ms to count, and a prompt may have 400k while other calls wait.
+# 7 ms to count, and a prompt may have 400k while other calls wait.
 COUNTED_CHARS = 16_384
 
 BYTES_PER_TOKEN = 4  # OpenAI's rule of thumb, for when there is no tokenizer
@@ -145,7 +145,7 @@ class TokenCounter:
 
 def _wordpiece() -> Count | None:
     try:
-        # 10 MB and 50 ms, for a process that may never need to estimate anything.
+        # 16 MB and 50 ms, for a process that may never need to estimate anything.
         from tokenizers import Tokenizer
 
         path = importlib.resources.files("lunar_proxy") / TOKENIZER
