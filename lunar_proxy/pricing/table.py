@@ -137,6 +137,11 @@ class PriceTable:
         }
         return list((sellers | priced).items())
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name a model is listed under, in lower case."""
+        return self._names
+
     def known(self, model: str) -> bool:
         """Whether this very name is listed somewhere; the names are a finite set."""
         return model.lower() in self._names
