@@ -130,7 +130,7 @@ class NoAnswer(UpstreamError):
 class BadAnswer(UpstreamError):
     """An answer that is not HTTP, or not of the shape its dialect promises."""
 
-    code, retryable = "upstream_bad_answer", True
+    code = "upstream_bad_answer"
 
 
 class StreamBroken(UpstreamError):

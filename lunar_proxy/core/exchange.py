@@ -157,7 +157,7 @@ class Exchange:
         asked = error.retry_after_s if isinstance(error, ProviderError) else None
         if asked is not None:
             return asked if asked <= self.rules.retry_after_cap_s else None
-        full = min(self.rules.max_backoff_s, self.rules.backoff_s * 2 ** (self.tries - 1))
+        full = min(self.rules.max_backoff_s, self.rules.backoff_s * 2.0 ** (self.tries - 1))
         return full * (0.5 + draw / 2)
 
     def _recover(self, error: ProxyError, now: float) -> Step:

@@ -28,7 +28,7 @@ _REWRITTEN = frozenset(
     {b"host", b"content-length", b"expect", b"accept-encoding", b"x-request-id", b"forwarded"}
 )
 
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie", b"set-cookie"})
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"})
 
 
 def get(headers: Headers, name: bytes) -> bytes | None:

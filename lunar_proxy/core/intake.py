@@ -60,6 +60,26 @@ def read_call(incoming: Incoming, *, new_id: str, annotate: Annotate) -> Call:
     )
 
 
+def unread_call(incoming: Incoming, *, new_id: str) -> Call:
+    """What is known of a request before its body is: enough for an error and a log line."""
+    return Call(
+        id=request_id(incoming.headers) or new_id,
+        method=incoming.method,
+        path=incoming.path,
+        query=incoming.query,
+        headers=incoming.headers,
+        body=b"",
+        doc=None,
+        endpoint=endpoint_of(incoming.path),
+        model="",
+        stream=False,
+        annotate=Annotate.OFF,
+        include_usage=None,
+        accepted_at=incoming.accepted_at,
+        client=incoming.client,
+    )
+
+
 def endpoint_of(path: bytes) -> str:
     """ "/v1/audio/speech" -> "audio/speech"; ids in paths are left to the caller to bound."""
     return path.removeprefix(b"/v1/").decode("latin-1")

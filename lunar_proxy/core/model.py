@@ -51,7 +51,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, as the client sent it. `doc` is the parsed JSON body, None when it is not JSON."""
+    """One request, as the client sent it. `doc` is its JSON body parsed, None for any other."""
 
     id: str
     method: bytes
@@ -68,6 +68,7 @@ class Call:
     accepted_at: float
     client: str  # the peer's address
     identity: Identity | None = None
+    own_key: bytes | None = field(default=None, repr=False)  # the caller's own provider key
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known once a call is over; the ledger, the metrics and the log line are made of it."""
+    """What is known once a call is over; ledger, metrics and log line are made of it."""
 
     call: Call
     target: Target | None  # who answered, or was tried last

@@ -122,7 +122,8 @@ def with_provider(asked: Asked, catalogue: Catalogue) -> Asked:
         )
     if asked.provider not in catalogue.providers and asked.provider not in DEPLOYMENT_PREFIXES:
         raise InvalidRequest(
-            f"provider '{asked.provider}' is not configured" + _hint(asked.provider, catalogue.providers),
+            f"provider '{asked.provider}' is not configured"
+            + _hint(asked.provider, catalogue.providers),
             code="unknown_provider",
             param="provider",
         )
@@ -192,7 +193,8 @@ def _forced(asked: Asked, catalogue: Catalogue) -> Target:
     if provider in DEPLOYMENT_PREFIXES:
         if asked.model not in catalogue.deployments:
             raise ModelNotFound(
-                f"there is no deployment '{asked.model}'" + _hint(asked.model, catalogue.deployments),
+                f"there is no deployment '{asked.model}'"
+                + _hint(asked.model, catalogue.deployments),
                 param="model",
             )
         return Target(DEPLOYMENTS, asked.model)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, assert_never
 
 import orjson
 
-from lunar_proxy.core import annotate
+from lunar_proxy.core import annotate, answer
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.errors import (
     BadAnswer,
@@ -27,8 +27,10 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send
 from lunar_proxy.core.jsonspan import rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
+from lunar_proxy.core.multipart import FormModel
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Shape, Stream
+from lunar_proxy.core.transcript import Said
 from lunar_proxy.providers.base import Account, Origin, Timeouts, UpstreamRequest
 from lunar_proxy.providers.openai import in_band_error
 
@@ -95,12 +97,31 @@ class Engine:
     no_usage: set[str]  # providers that refused stream_options: not asked again
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upload:
-    """A request body that is still arriving; it can be sent once."""
+    """A request body that is still arriving. `held` was read already, to find the form's `model`.
+
+    It can be sent once: after its first chunk has left, no other target can be asked.
+    """
 
     chunks: AsyncIterator[bytes]
     length: int | None
+    held: bytes = b""
+    model: FormModel | None = None
+
+    def body(self, model_id: str) -> tuple[AsyncIterator[bytes], int | None]:
+        """The body with the model replaced, and its length if it is known."""
+        held = self.held
+        if self.model is not None:
+            held = held[: self.model.start] + model_id.encode() + held[self.model.end :]
+        length = None if self.length is None else self.length + len(held) - len(self.held)
+        return self._all(held), length
+
+    async def _all(self, held: bytes) -> AsyncIterator[bytes]:
+        if held:
+            yield held
+        async for chunk in self.chunks:
+            yield chunk
 
 
 @dataclass(slots=True)
@@ -121,7 +142,7 @@ class Carrier:
     index: int = 0
     status: int = 0
     meter: Meter | None = None
-    upstream_s: float = 0.0  # spent waiting for providers and in backoff
+    waited_s: float = 0.0  # spent waiting for providers and in backoff
     reply: Reply | None = None
     _calls: int = 0
 
@@ -155,7 +176,7 @@ class Carrier:
         if step.delay_s:
             self.phase = Phase.BACKOFF
             await asyncio.sleep(step.delay_s)
-            self.upstream_s += step.delay_s
+            self.waited_s += step.delay_s
         self.target, self.index = step.target, step.index
         if (wait_s := self.engine.health.acquire(step.target)) is not None:
             return _Skipped(wait_s)
@@ -190,7 +211,7 @@ class Carrier:
             await self._send(step, account, ask_usage=False)
             self._check()
         finally:
-            self.upstream_s += self.engine.now() - started
+            self.waited_s += self.engine.now() - started
 
     async def _send(self, step: Send, account: Account, ask_usage: bool) -> None:
         self.meter = Meter(
@@ -226,7 +247,10 @@ class Carrier:
         if self.upload is None:
             line.ask(request, reply)
         else:
-            await line.ask_streaming(request, self.upload.chunks, self.upload.length, reply)
+            assert self.target is not None
+            model_id = self.engine.directory.model_id(self.target)
+            chunks, length = self.upload.body(model_id)
+            await line.ask_streaming(request, chunks, length, reply)
         await reply.decided
 
     def _request(self, step: Send, account: Account, ask_usage: bool) -> UpstreamRequest:
@@ -236,7 +260,7 @@ class Carrier:
         if call.doc is not None and self.upload is None:
             model = model_id if "model" in call.doc else None
             body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage)
-        key = account.keys[step.key % len(account.keys)] if account.keys else _own_key(call)
+        key = account.keys[step.key % len(account.keys)] if account.keys else call.own_key
         target = replace(step.target, model=model_id)
         return account.dialect.request(call, target, account, key, body)
 
@@ -244,7 +268,15 @@ class Carrier:
         call = self.call
         shape = SHAPES.get(call.endpoint, OPAQUE)
         splice = call.annotate is Annotate.FULL and call.include_usage is not False
-        return Stream(shape, splice=splice, injected=injected, render=self._render)
+        n = (call.doc or {}).get("n")
+        return Stream(
+            shape,
+            splice=splice,
+            injected=injected,
+            render=self._render,
+            asked=call.include_usage is True,
+            choices=n if isinstance(n, int) and n > 0 else 1,
+        )
 
     def _asks_usage(self, account: Account) -> bool:
         call = self.call
@@ -307,9 +339,7 @@ class Carrier:
         self.client.head(reply.status, self._head(reply), _length(reply))
         reply.relay_to(self.client)
 
-    def _annotated(
-        self, reply: Reply, meter: Meter
-    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    def _annotated(self, reply: Reply, meter: Meter) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """A whole JSON answer and the headers that say what it cost (CONTRACT 5)."""
         body = reply.whole()
         doc: Any = orjson.loads(body) if body else None
@@ -318,26 +348,41 @@ class Carrier:
         ):
             return body, []
         raw = doc.get("usage")
-        meter.fix(raw if isinstance(raw, dict) else None, annotate.texts_of(doc))
+        usage = meter.fix(
+            raw if isinstance(raw, dict) else None, [Said(0, content=answer.text_of(doc))]
+        )
         if self.call.annotate is Annotate.FULL:
-            return annotate.annotate_json(body, doc, meter.usage, meter.members()), []
+            whole = b"{" + meter.counts() + b"," + meter.added() + b"}"
+            return annotate.annotate_json(body, meter.added(), whole), []
         if self.call.annotate is Annotate.HEADERS:
-            return body, annotate.summary_headers(meter.usage, meter.cost, meter.members())
+            extra = annotate.summary_headers(usage, meter.cost, meter.added())
+            return body, [(name.encode(), value.encode()) for name, value in extra]
         return body, []
 
     def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
-        assert self.target is not None
         headers = h.for_client(reply.headers)
-        overhead_ms = (self.engine.now() - self.call.accepted_at - self.upstream_s) * 1000
-        headers += [
-            (b"x-request-id", self.call.id.encode()),
+        if reply.decoded:
+            headers = [pair for pair in headers if pair[0] != b"content-encoding"]
+        if self.extra_headers:  # limits of ours, so the provider's say nothing to this client
+            headers = [pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")]
+        headers.append((b"x-request-id", self.call.id.encode()))
+        headers += self.answer_headers()
+        headers += self.extra_headers
+        return headers
+
+    def answer_headers(self) -> list[tuple[bytes, bytes]]:
+        """Who answered and what it took (CONTRACT 4)."""
+        if self.target is None:
+            return []
+        overhead_ms = (self.engine.now() - self.call.accepted_at - self.waited_s) * 1000
+        headers = [
             (b"x-lunar-provider", self.target.provider.encode()),
-            (b"x-lunar-model", self.engine.directory.model_id(self.target).encode()),
             (b"x-lunar-attempts", b"%d" % self._calls),
             (b"x-lunar-fallback-index", b"%d" % self.index),
-            (b"x-lunar-overhead-ms", b"%.3f" % overhead_ms),
+            (b"x-lunar-overhead-ms", b"%.3f" % max(0.0, overhead_ms)),
         ]
-        headers += self.extra_headers
+        if model_id := self.engine.directory.model_id(self.target):
+            headers.insert(1, (b"x-lunar-model", _field_value(model_id)))
         return headers
 
     def _render(self, raw: dict[str, Any] | None) -> bytes:
@@ -346,8 +391,9 @@ class Carrier:
         assert meter is not None
         assert reply is not None
         assert reply.stream is not None
+        meter.first_token()  # a whole answer in one read is annotated before it is committed
         meter.fix(raw, () if raw else reply.stream.text())
-        return meter.members()
+        return meter.added() if raw else meter.counts() + b"," + meter.added()
 
     # --- endings --------------------------------------------------------------------------------
 
@@ -405,20 +451,17 @@ class _Skipped(ProxyError):
         self.wait_s = wait_s
 
 
+def _field_value(text: str) -> bytes:
+    """A name a client made up must not end a header line (RFC 9110 5.5)."""
+    return text.encode("ascii", "replace").translate(None, b"\r\n\x00")
+
+
 def _length(reply: Reply) -> int | None:
     """The provider's own length still holds where nothing is added or decoded."""
     if reply.stream is not None:
         return None
     raw = h.get(reply.headers, b"content-length")
     return int(raw) if raw is not None and raw.isdigit() else None
-
-
-def _own_key(call: Call) -> bytes | None:
-    """The caller's own provider key; the gateway has taken ours out of the headers by now."""
-    value = h.get(call.headers, b"authorization")
-    if value is not None and value[:7].lower() == b"bearer ":
-        return value[7:].strip()
-    return h.get(call.headers, b"api-key")
 
 
 def _about_usage(error: Refused) -> bool:

@@ -21,9 +21,7 @@ class Client(Protocol):
     swallows all of it; the door cancels the call.
     """
 
-    def head(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None
-    ) -> None:
+    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
         """Begin the answer; `length` None: until `end`, however long that is."""
         ...
 

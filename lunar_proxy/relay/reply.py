@@ -7,7 +7,8 @@
 Until `decided`, nothing has reached the client and another target can still answer: a stream is
 held until its first content (its role-only and empty events wait), a JSON answer until it is
 whole, anything else until its head is in. Then `relay_to` connects it to the client, and from
-there bytes go from socket to socket by callback; the awaiting coroutine wakes once more, at the end.
+there bytes go from socket to socket by callback; the awaiting coroutine wakes once more, at
+the end.
 
 One timer a reply serves all four time limits; per chunk only a timestamp is written.
 """
@@ -182,6 +183,11 @@ class Reply:
 
     # --- what the carrier does ------------------------------------------------------------------
 
+    @property
+    def decoded(self) -> bool:
+        """The body was compressed and is not any more."""
+        return self._decoder is not None
+
     def whole(self) -> bytes:
         """The body of a WHOLE answer, once decided."""
         data = b"".join(self._pending)
@@ -285,9 +291,13 @@ class Reply:
         return True
 
     def _in_band(self, stream: Stream) -> InBandError:
-        detail = stream.error or {}
+        fault = stream.error
+        doc = fault.doc if fault is not None and isinstance(fault.doc, dict) else {}
+        error = doc.get("error")
+        detail = error if isinstance(error, dict) else doc
         message = str(detail.get("message") or "the provider reported an error in its stream")
-        return InBandError(message, status=502, headers=self.headers)
+        body = fault.raw if fault is not None else b""
+        return InBandError(message, status=502, headers=self.headers, body=body)
 
     # --- timers ---------------------------------------------------------------------------------
 

@@ -129,7 +129,9 @@ class Connection(asyncio.Protocol):
         Returns early when the answer is there before the body is through, as a refusal may be.
         """
         self._begin(receiver, no_body=False)
-        framing = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        framing = (
+            b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        )
         self._write(request.head + framing + b"\r\n\r\n")
         async for chunk in chunks:
             if self._receiver is not receiver or self._closing:
@@ -198,7 +200,9 @@ class Connection(asyncio.Protocol):
         elif self._head:
             self._fail(NoAnswer("the provider closed the connection in the middle of its answer"))
         else:
-            self._fail(StreamBroken("the provider closed the connection before its answer was complete"))
+            self._fail(
+                StreamBroken("the provider closed the connection before its answer was complete")
+            )
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -251,7 +255,9 @@ class Connection(asyncio.Protocol):
         """Neither length nor chunks: the body is all that comes (RFC 9112 6.3, item 8)."""
         if status in (204, 304):
             return False
-        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        return not any(
+            name in (b"content-length", b"transfer-encoding") for name, _ in self._headers
+        )
 
     def _finish(self, *, reusable: bool) -> None:
         receiver, self._receiver = self._receiver, None

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest, ProxyError, RequestTimeout
+from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import render
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Headers
@@ -27,18 +27,20 @@ from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
 from lunar_proxy.tasks import spawn
 
+from .bounds import (
+    BODY_IDLE_S,
+    HEAD_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    MAX_AHEAD,
+    MAX_HEAD,
+    head_too_large,
+    reason,
+    too_large,
+)
+
 FAST_PATHS = frozenset(
     {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/embeddings"}
 )
-# As aiohttp's own limit on all headers; Node stops at 16 KiB, nginx at 32 KiB.
-MAX_HEAD = 32 * 1024
-# What may be sent ahead of an answer before the client has to wait.
-MAX_AHEAD = 64 * 1024
-HEAD_TIMEOUT_S = 10.0
-BODY_IDLE_S = 30.0
-# Longer than the idle time of the usual client pools (httpx 5 s, undici 4 s, Go 90 s).
-KEEP_ALIVE_S = 95.0
-
 REQUEST_LINE = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n")
 # RFC 9110 5.6.2 tokens; a value has no control characters and no obsolete folding (RFC 9112 5.2).
 FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
@@ -46,34 +48,6 @@ FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f
 UNUSUAL = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te"}
 )
-
-REASONS = {
-    200: b"OK",
-    201: b"Created",
-    202: b"Accepted",
-    204: b"No Content",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    402: b"Payment Required",
-    403: b"Forbidden",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    409: b"Conflict",
-    413: b"Content Too Large",
-    415: b"Unsupported Media Type",
-    422: b"Unprocessable Content",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-
-
-class HeadTooLarge(InvalidRequest):
-    status, code = 431, "head_too_large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +185,7 @@ class Door(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_HEAD:
-                self._refuse(HeadTooLarge(f"the request head is larger than {MAX_HEAD} bytes"))
+                self._refuse(head_too_large())
                 return
             if not self._buffer:
                 self._watch(HEAD_TIMEOUT_S)
@@ -303,18 +277,18 @@ class Door(asyncio.Protocol):
 
     # --- relay.client.Client ----------------------------------------------------------------------
 
-    def head(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None
-    ) -> None:
+    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
         self._chunked = length is None
         framing = (
-            b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+            b"transfer-encoding: chunked\r\n"
+            if length is None
+            else b"content-length: %d\r\n" % length
         )
         if status in (204, 304):
             self._chunked, framing = False, b""
         self._out = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
             status,
-            REASONS.get(status, b""),
+            reason(status),
             render(headers),
             framing,
             b"" if self._keep_alive else b"connection: close\r\n",
@@ -365,9 +339,3 @@ class Door(asyncio.Protocol):
             self._refuse(RequestTimeout("the request did not arrive in time"))
         elif self._transport is not None:
             self._transport.close()
-
-
-def too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"the body is larger than {limit // (1024 * 1024)} MB; max_body_mb in the config allows more"
-    )

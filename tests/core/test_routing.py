@@ -90,7 +90,10 @@ def test_a_callers_own_key_opens_a_provider_without_one() -> None:
 def test_weights_share_the_first_place() -> None:
     draws = iter([0.9, 0.1, 0.1] * 2)
     facts = Facts(draw=lambda: next(draws))
-    assert [t.provider for t in resolve(Asked("spread"), CATALOGUE, facts)][::2] == ["openai", "groq"]
+    assert [t.provider for t in resolve(Asked("spread"), CATALOGUE, facts)][::2] == [
+        "openai",
+        "groq",
+    ]
     counts = {"openai": 0, "azure": 0}
     for i in range(400):
         pair = iter([(i % 20 + 0.5) / 20, (i // 20 + 0.5) / 20])

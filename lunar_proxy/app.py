@@ -1,0 +1,265 @@
+"""The composition root: it makes every object, hands each what it needs, and starts and stops them.
+
+    Config -> Runtime -> Gateway -> doors -> listeners
+
+Only this module owns clocks, randomness and process-wide state; everything else gets them passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from lunar_proxy._version import __version__
+from lunar_proxy.config import Address, Config, ConfigError, load
+from lunar_proxy.core.script import Step
+from lunar_proxy.gateway import Callers, Gateway, Ports, Runtime, compile_config
+from lunar_proxy.metrics import Metrics
+from lunar_proxy.pricing import Shelf, TokenCounter
+from lunar_proxy.pricing import load as load_prices
+from lunar_proxy.providers import demo
+from lunar_proxy.providers.base import Origin
+from lunar_proxy.relay.carry import Line
+from lunar_proxy.relay.inprocess import Script
+from lunar_proxy.relay.upstream import Pool
+from lunar_proxy.servers import api
+from lunar_proxy.servers.admin import Admin
+from lunar_proxy.servers.door import Door, Doorway
+from lunar_proxy.servers.http import HttpDoor
+from lunar_proxy.stores import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+# Connections the kernel may hold until they are accepted; a burst of clients is no refusal.
+BACKLOG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the config came from, so that it can be read again."""
+
+    path: Path | None
+    environ: Mapping[str, str]
+    overrides: Mapping[str, Any]
+
+    def load(self) -> Config:
+        """Raises ConfigError."""
+        return load(self.path, self.environ, overrides=self.overrides)
+
+
+class Log:
+    """Call records as JSON lines, written a moment later and together: a write per call would cost
+    more than the rest of its bookkeeping."""
+
+    _FLUSH_S = 0.05
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._lines: list[bytes] = []
+        self.enabled = True
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if not self.enabled:
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(self._FLUSH_S, self.flush)
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
+        self._lines.append(orjson.dumps(line, default=float, option=orjson.OPT_APPEND_NEWLINE))
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._write(b"".join(lines))
+
+
+class App:
+    """One proxy process, from its config to its last connection."""
+
+    def __init__(self, source: Source, config: Config, log: Log) -> None:
+        self.source = source
+        self.config = config
+        self.log = log
+        self.stopping = asyncio.Event()
+        self.pool = Pool(time.monotonic, upstream_tls(config))
+        self.store: Store = open_store(config.store.url)
+        self.shelves: Mapping[str, Shelf] = load_prices()
+        runtime = self._compile(config, generation=1)
+        self.metrics = Metrics(known=runtime.known, version=__version__)
+        self.gateway = Gateway(self._ports(), runtime, self._callers(config))
+        self.doors: set[Door] = set()
+        self.ready = False
+
+    # --- made of parts ----------------------------------------------------------------------------
+
+    def _compile(self, config: Config, generation: int) -> Runtime:
+        return compile_config(
+            config,
+            self.source.environ,
+            self.shelves,
+            generation=generation,
+            now=lambda: datetime.now(UTC),
+        )
+
+    def _callers(self, config: Config) -> Callers:
+        return Callers(config, self.store, time.time, verifier=None)  # noqa: TID251
+
+    def _ports(self) -> Ports:
+        return Ports(
+            dial=self._dial,
+            counter=TokenCounter(),
+            store=self.store,
+            metrics=self.metrics,
+            now=time.monotonic,
+            wall=time.time,  # noqa: TID251
+            draw=random.random,
+            new_id=lambda: f"req_{uuid.uuid4().hex}",
+            log=self.log,
+        )
+
+    async def _dial(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Line:
+        if origin.scheme == "demo":
+            return Script(_demo_answer)
+        return await self.pool.connect(origin, timeout_s=timeout_s, fresh=fresh)
+
+    # --- running ----------------------------------------------------------------------------------
+
+    async def run(self, started: Callable[[dict[str, str]], None]) -> None:
+        """Serve until `stopping` is set, then drain. Raises OSError when a port is taken."""
+        async with AsyncExitStack() as stack:
+            await self.store.start()
+            stack.push_async_callback(self.store.close)
+            stack.callback(self.log.flush)
+            stack.callback(self.pool.close)
+            http = HttpDoor(
+                self.gateway.serve,
+                api.routes(self.gateway),
+                time.monotonic,
+                self._max_body(),
+            )
+            doorway = Doorway(
+                serve=self.gateway.serve,
+                hand_over=http.hand_over,
+                now=time.monotonic,
+                max_body=self._max_body(),
+                doors=self.doors,
+            )
+            admin = Admin(self)
+            proxy, admin_server = await self._listen(doorway, admin)
+            stack.push_async_callback(admin.close, admin_server)
+            self._watch_signals()
+            self.ready = True
+            started({"proxy": url_of(proxy), "admin": url_of(admin_server)})
+            await self.stopping.wait()
+            await self._drain(proxy, http)
+
+    async def _listen(
+        self, doorway: Doorway, admin: Admin
+    ) -> tuple[asyncio.Server, asyncio.Server]:
+        loop = asyncio.get_running_loop()
+        proxy = await loop.create_server(
+            lambda: Door(doorway), sock=bind(self.config.listen), backlog=BACKLOG
+        )
+        admin_server = await loop.create_server(
+            admin.protocol, sock=bind(self.config.admin.listen), backlog=BACKLOG
+        )
+        return proxy, admin_server
+
+    async def _drain(self, proxy: asyncio.Server, http: HttpDoor) -> None:
+        """No new connections; what runs may finish, for `drain_s`."""
+        self.ready = False
+        proxy.close()
+        for door in list(self.doors):
+            door.finish_and_close()
+        http.pre_shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_s):
+                await self.gateway.idle()
+        self.gateway.draining = True
+        await http.shutdown(timeout=0.5)
+
+    def _max_body(self) -> int:
+        return int(self.config.max_body_mb * 1024 * 1024)
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+
+    def _reload_on_signal(self) -> None:
+        try:
+            self.reload()
+        except ConfigError as error:
+            logger.error("the reload changed nothing: %s", error)
+
+    def reload(self) -> int:
+        """Read the config again and use it from the next call on. Returns its generation.
+
+        Raises ConfigError, and then nothing has changed. What is bound to sockets and stores
+        (listen, admin.listen, store, workers) stays as it was until a restart.
+        """
+        config = self.source.load()
+        runtime = self._compile(config, self.gateway.runtime.generation + 1)
+        tls = upstream_tls(config)
+        self.config = config
+        if tls is not None or config.upstream_ca != self.gateway.runtime.config.upstream_ca:
+            self.pool.trust(tls or ssl.create_default_context())
+        self.gateway.use(runtime, self._callers(config))
+        self.metrics.reload(runtime.known)
+        logger.info("config reloaded, generation %d", runtime.generation)
+        return runtime.generation
+
+
+def _demo_answer(method: str, path: str, body: bytes) -> Iterator[Step]:
+    doc = orjson.loads(body) if body else None
+    return demo.answer(
+        method,
+        path.strip("/"),
+        doc,
+        id=uuid.uuid4().hex,
+        created=int(time.time()),  # noqa: TID251
+    )
+
+
+def upstream_tls(config: Config) -> ssl.SSLContext | None:
+    """Trust for providers: the system's, SSL_CERT_FILE (OpenSSL reads it), and `upstream_ca`.
+
+    None: the default one, made when it is first needed, since it costs some 20 ms.
+    """
+    if config.upstream_ca is None:
+        return None
+    context = ssl.create_default_context()
+    context.load_verify_locations(cafile=str(config.upstream_ca))
+    return context
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket; SO_REUSEADDR, so that a restart need not wait for TIME_WAIT."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def url_of(server: asyncio.Server) -> str:
+    host, port = server.sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,105 @@
+"""`lunar-proxy serve`: the proxy itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lunar_proxy.config import Config, ConfigError
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="run the proxy",
+        description="Run the proxy. Without --config, every built-in provider whose key is in the "
+        "environment is on.",
+        epilog="example: lunar-proxy serve --demo, then ask http://127.0.0.1:8080/v1 for demo/echo",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where clients call (port 0: any)")
+    parser.add_argument("--admin", metavar="HOST:PORT", help="metrics, health and keys")
+    parser.add_argument(
+        "--demo", action="store_true", help="add the provider `demo`, which needs no key"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    # Imported here, so that `--help` and the other commands do not pay for the whole proxy.
+    from lunar_proxy.app import Source
+
+    overrides = {
+        "listen": args.listen,
+        "admin.listen": args.admin,
+        "demo": True if args.demo else None,
+    }
+    source = Source(args.config, os.environ, overrides)
+    try:
+        config = source.load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _configure_logging(config)
+    try:
+        _runner()(_serve(source, config))
+    except OSError as error:
+        print(f"lunar-proxy: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(source: Any, config: Config) -> None:
+    from lunar_proxy.app import App, Log
+
+    log = Log(sys.stderr.buffer.write if config.logging.format == "json" else _write_text)
+    log.enabled = config.logging.level in ("debug", "info")
+    await App(source, config, log).run(_announce)
+
+
+def _announce(urls: dict[str, str]) -> None:
+    print(json.dumps({"event": "listening", **urls}, separators=(",", ":")), flush=True)
+
+
+def _runner() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows; asyncio does the same, slower
+        return asyncio.run
+    return uvloop.run
+
+
+def _write_text(lines: bytes) -> None:
+    for line in lines.splitlines():
+        record = json.loads(line)
+        words = " ".join(f"{key}={value}" for key, value in record.items() if value is not None)
+        print(words, file=sys.stderr)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        doc = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": "log",
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            doc["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(doc)
+
+
+def _configure_logging(config: Config) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if config.logging.format == "json":
+        handler.setFormatter(_JsonLines())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=config.logging.level.upper(), handlers=[handler], force=True)

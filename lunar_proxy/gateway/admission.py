@@ -1,0 +1,180 @@
+"""Who is calling, and whether there is room for the call: facts in, one decision, one write."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Protocol
+
+from lunar_proxy.config import Config
+from lunar_proxy.config.schema import Limits as ConfiguredLimits
+from lunar_proxy.core.errors import Forbidden, Unauthorized
+from lunar_proxy.core.identity import Credential, credential
+from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
+from lunar_proxy.core.model import Call, Headers, Identity, Target, Usage
+from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
+from lunar_proxy.core.pricing import Price, cost
+from lunar_proxy.stores import Reservation, Store
+from lunar_proxy.stores.keys import Keyring, listed
+
+# What a prompt is reserved as before it is counted: bytes of its JSON to a token. Real text has
+# four to five; the JSON around it makes up for the difference.
+BYTES_PER_TOKEN = 4
+# An answer without max_tokens, until the model's own average is known.
+USUAL_OUTPUT = 500
+_WEIGHT = 0.1
+
+
+class Verifier(Protocol):
+    """Checks a JWT (`stores.jwt.JwtVerifier`); raises Unauthorized."""
+
+    def verify(self, token: str) -> Awaitable[Identity]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    identity: Identity | None
+    own_key: bytes | None
+
+
+class Callers:
+    """Tells who a request comes from (CONTRACT 3)."""
+
+    def __init__(
+        self, config: Config, store: Store, wall: Callable[[], float], verifier: Verifier | None
+    ) -> None:
+        self._required = config.auth.required
+        self._keyring = Keyring(store, (_listed(key) for key in config.auth.keys))
+        self._wall = wall
+        self._verifier = verifier
+        self._failures = AuthFailures()
+
+    async def of(self, headers: Headers, address: str) -> Caller:
+        """Raises Unauthorized, or LimitExceeded for an address that failed too often."""
+        try:
+            return await self._of(credential(headers, tokens=self._verifier is not None))
+        except Unauthorized:
+            if (held_up := self._failures.failed(address, self._wall())) is not None:
+                raise held_up from None
+            raise
+
+    async def check(self, found: Credential, address: str) -> Identity | None:
+        """The same for a credential that came in another header (Proxy-Authorization)."""
+        try:
+            return (await self._of(found)).identity
+        except Unauthorized:
+            if (held_up := self._failures.failed(address, self._wall())) is not None:
+                raise held_up from None
+            raise
+
+    async def _of(self, found: Credential) -> Caller:
+        if found.key is not None:
+            return Caller(self._keyring.identify(found.key, self._wall()), found.own)
+        if found.token is not None and self._verifier is not None:
+            return Caller(await self._verifier.verify(found.token), found.own)
+        if self._required:
+            raise Unauthorized(
+                "an API key is needed: send `x-api-key: pk_live_...` "
+                "or `Authorization: Bearer pk_live_...`"
+            )
+        return Caller(None, found.own)
+
+
+def _listed(key: Any) -> Any:
+    return listed(key.name, key.key.reveal(), key.models, limits_of(key.limits))
+
+
+def limits_of(configured: ConfiguredLimits | None) -> Limits | None:
+    if configured is None:
+        return None
+    budget = configured.budget
+    return Limits(
+        configured.requests_per_minute,
+        configured.tokens_per_minute,
+        configured.concurrent_requests,
+        Budget(budget.usd, budget.per) if budget is not None else None,
+    )
+
+
+def permitted(identity: Identity | None, name: str, targets: list[Target]) -> list[Target]:
+    """The plan narrowed to what the key may use. Raises Forbidden when nothing is left."""
+    if identity is None or not identity.models:
+        return targets
+    authorize(identity, name, targets)
+    if may_ask(identity, name):
+        return targets
+    allowed = [target for target in targets if permits(identity, target)]
+    if not allowed:
+        raise Forbidden(f"this key may not use the model {name!r}", param="model")
+    return allowed
+
+
+class Limiter:
+    """Reserves the worst case of a call, so that no limit is passed while calls overlap."""
+
+    def __init__(self, store: Store, wall: Callable[[], float]) -> None:
+        self._store = store
+        self._wall = wall
+        self._usual_output: dict[Target, float] = {}
+
+    async def take(
+        self, call: Call, default: Limits, target: Target, price: Price | object | None
+    ) -> tuple[Reservation, Verdict]:
+        """Raises LimitExceeded or BudgetExceeded with what the client may do when."""
+        identity = call.identity
+        limits = default
+        if identity is not None and identity.limits is not None:
+            limits = identity.limits
+        subject = identity.id if identity is not None else f"address:{call.client}"
+        reservation = Reservation(subject, limits)
+        if limits.tokens_per_minute is not None or limits.budget is not None:
+            reservation.ask = self._ask(call, target, price)
+        verdict = self._store.take(reservation, self._wall())
+        if not isinstance(verdict, Verdict):
+            verdict = await verdict
+        if not verdict.allowed:
+            raise refusal(verdict)
+        return reservation, verdict
+
+    def settle(
+        self,
+        reservation: Reservation,
+        target: Target | None,
+        usage: Usage | None,
+        usd: Decimal | None,
+    ) -> None:
+        if usage is not None and target is not None and usage.output_tokens:
+            usual = self._usual_output.get(target)
+            self._usual_output[target] = (
+                usage.output_tokens
+                if usual is None
+                else usual + _WEIGHT * (usage.output_tokens - usual)
+            )
+        tokens = usage.total_tokens if usage is not None else 0
+        self._store.settle(reservation, tokens, usd, self._wall())
+
+    def _ask(self, call: Call, target: Target, price: Price | object | None) -> Ask:
+        prompt = len(call.body) // BYTES_PER_TOKEN
+        output = max_tokens(call) or round(self._usual_output.get(target, USUAL_OUTPUT))
+        if call.endpoint == "embeddings":
+            output = 0
+        usd = None
+        if isinstance(price, Price):
+            usd = cost(Usage(input_tokens=prompt, output_tokens=output), price)
+        return Ask(prompt + output, usd.total if usd is not None else Decimal(0))
+
+
+def max_tokens(call: Call) -> int | None:
+    """The longest answer the request allows, under any of the names in use; times `n`."""
+    doc = call.doc or {}
+    for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
+        value = doc.get(name)
+        if isinstance(value, int) and value > 0:
+            n = doc.get("n")
+            return value * (n if isinstance(n, int) and 0 < n <= 128 else 1)
+    return None
+
+
+def identified(call: Call, caller: Caller) -> Call:
+    return replace(call, identity=caller.identity, own_key=caller.own_key)

@@ -1,0 +1,321 @@
+"""Where decisions meet stores: admit a call, carry it, settle it.
+
+serve     the life of one request, whatever became of it
+admit     who, whether, and to whom: -> Carrier, ready to run
+settle    limits, ledger, metrics and one log line: -> nothing is left open
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lunar_proxy.core import routing
+from lunar_proxy.core.errors import NotFound, ProviderError, ProxyError, ShuttingDown
+from lunar_proxy.core.exchange import Exchange
+from lunar_proxy.core.headers import for_client
+from lunar_proxy.core.headers import get as header
+from lunar_proxy.core.intake import (
+    MODEL_ENDPOINTS,
+    Incoming,
+    fallbacks,
+    read_call,
+    timeout_s,
+    unread_call,
+)
+from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
+from lunar_proxy.core.model import Annotate, Call, Outcome, Target
+from lunar_proxy.core.record import record
+from lunar_proxy.core.render import error_answer, masked, retry_headers
+from lunar_proxy.core.routing import Asked, Facts
+from lunar_proxy.metrics import Metrics
+from lunar_proxy.relay.carry import Carrier, Dial, Engine, Upload
+from lunar_proxy.relay.client import Client
+from lunar_proxy.relay.health import Health
+from lunar_proxy.relay.meter import Counter
+from lunar_proxy.stores import Reservation, Store, entry
+
+from .admission import Callers, Limiter, identified, limits_of, permitted
+from .runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+# nginx's status for a client that closed the connection; never sent, only logged and counted.
+CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What the gateway needs of the world; `app` makes it, tests make another."""
+
+    dial: Dial
+    counter: Counter
+    store: Store
+    metrics: Metrics
+    now: Callable[[], float]  # monotonic seconds
+    wall: Callable[[], float]  # seconds since 1970
+    draw: Callable[[], float]  # uniform in [0, 1)
+    new_id: Callable[[], str]
+    log: Callable[[Mapping[str, Any]], None]  # one record per call
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What has to be given back when a call is over."""
+
+    call: Call
+    carrier: Carrier | None = None
+    reservation: Reservation | None = None
+    verdict: Verdict | None = None
+
+
+class Gateway:
+    """The one data plane behind every door. `use` swaps the config; calls keep their own."""
+
+    def __init__(self, ports: Ports, runtime: Runtime, callers: Callers) -> None:
+        self.ports = ports
+        self.health = Health(runtime.breaker, ports.now)
+        self.limiter = Limiter(ports.store, ports.wall)
+        self.inflight = 0
+        self.draining = False
+        self._quiet = asyncio.Event()
+        self._no_usage: set[str] = set()
+        self.use(runtime, callers)
+
+    def use(self, runtime: Runtime, callers: Callers) -> None:
+        self.runtime = runtime
+        self.callers = callers
+        self.health.breaker = runtime.breaker
+        self._default_limits = limits_of(runtime.config.limits) or Limits()
+        self._engine = Engine(
+            directory=runtime,
+            dial=self.ports.dial,
+            health=self.health,
+            counter=self.ports.counter,
+            now=self.ports.now,
+            wall=self.ports.wall,
+            draw=self.ports.draw,
+            no_usage=self._no_usage,
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is going on, for the status page and for tests."""
+        states = self.health.snapshot()
+        return {
+            "inflight": self.inflight,
+            "generation": self.runtime.generation,
+            "draining": self.draining,
+            "targets": {
+                str(target): {
+                    "state": seen.state.name.lower(),
+                    "ttft_s": seen.ttft_s,
+                    "error_rate": seen.error_rate,
+                    "key_refused": seen.key_refused,
+                }
+                for target, seen in states.items()
+            },
+        }
+
+    # --- the life of a request --------------------------------------------------------------------
+
+    async def serve(self, incoming: Incoming, client: Client, upload: Upload | None = None) -> None:
+        """Answer one request, by a provider or by an error; never raises but when cancelled."""
+        ticket = Ticket(unread_call(incoming, new_id=self.ports.new_id()))
+        error: ProxyError | None = None
+        gone = False
+        self.inflight += 1
+        try:
+            carrier = await self.admit(ticket, incoming, client, upload)
+            await carrier.run()
+        except ProxyError as problem:
+            error = problem
+        except asyncio.CancelledError:
+            gone = True
+            raise
+        except Exception:
+            logger.exception("call %s failed inside the proxy", ticket.call.id)
+            error = ProxyError(f"internal error; the request id is {ticket.call.id}")
+        finally:
+            self._leave()
+            status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
+            self.settle(ticket, error, status, gone=gone)
+
+    async def admit(
+        self, ticket: Ticket, incoming: Incoming, client: Client, upload: Upload | None
+    ) -> Carrier:
+        """Who asks, what for, and whether there is room. Raises ProxyError."""
+        if self.draining:
+            raise ShuttingDown("the proxy is shutting down; try again elsewhere")
+        runtime = self.runtime
+        call = read_call(incoming, new_id=ticket.call.id, annotate=runtime.config.annotate)
+        if upload is not None and upload.model is not None:
+            call = replace(call, model=upload.model.value)
+        call = identified(call, await self.callers.of(call.headers, call.client))
+        ticket.call = call
+        plan = self._plan(runtime, call)
+        ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
+        limit_headers = rate_limit_headers(ticket.verdict)
+        total_s = timeout_s(call.headers) or runtime.account(plan[0]).timeouts.total_s
+        deadline = call.accepted_at + total_s
+        carrier = Carrier(
+            engine=self._engine,
+            call=call,
+            exchange=Exchange(
+                plan, runtime.rules, deadline, keys=runtime.keys, window=runtime.window
+            ),
+            client=client,
+            total_at=deadline,
+            upload=upload,
+            extra_headers=tuple((k.encode(), v.encode()) for k, v in limit_headers),
+        )
+        ticket.carrier = carrier
+        return carrier
+
+    def settle(
+        self, ticket: Ticket, error: ProxyError | None, status: int, *, gone: bool
+    ) -> Outcome:
+        """Give back what was reserved and write down what was used. Never waits, never fails."""
+        outcome = self._outcome(ticket, error, status, gone=gone)
+        usage, spent = outcome.usage, outcome.cost
+        if ticket.reservation is not None:
+            usd = spent.total if spent is not None else None
+            self.limiter.settle(ticket.reservation, outcome.target, usage, usd)
+        if outcome.target is not None:
+            self.ports.store.add((entry(outcome, self.ports.wall()),))
+        self.ports.metrics.observe(outcome)
+        self.ports.log(record(outcome))
+        return outcome
+
+    async def idle(self) -> None:
+        """Until no call is under way."""
+        while self.inflight:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    def _leave(self) -> None:
+        self.inflight -= 1
+        if not self.inflight:
+            self._quiet.set()
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _plan(self, runtime: Runtime, call: Call) -> list[Target]:
+        asked = self._asked(runtime, call)
+        if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
+            known = runtime.catalogue.providers
+            if asked.provider not in known:
+                raise NotFound(f"provider '{asked.provider}' is not configured")
+            return [Target(asked.provider, "")]
+        plan = routing.plan(asked, runtime.catalogue, self.facts(runtime))
+        return permitted(call.identity, asked.model, plan)
+
+    def _asked(self, runtime: Runtime, call: Call) -> Asked:
+        doc = call.doc or {}
+        provider = doc.get("provider")
+        if not isinstance(provider, str):  # OpenRouter's `provider` is an object: not ours
+            raw = header(call.headers, b"x-lunar-provider")
+            provider = raw.decode("latin-1").strip() if raw else None
+        listed = fallbacks(doc, call.headers) if call.endpoint in MODEL_ENDPOINTS else []
+        model = call.model
+        if not model and listed:
+            model, listed = listed[0], listed[1:]
+        if not model and provider is None:
+            provider = self._default_provider(runtime)
+        return Asked(model, provider, call.own_key is not None, listed)
+
+    def _default_provider(self, runtime: Runtime) -> str:
+        """CONTRACT 7: openai; where it is off, the only provider there is."""
+        enabled = [id for id, known in runtime.catalogue.providers.items() if known.enabled]
+        return enabled[0] if len(enabled) == 1 else "openai"
+
+    def facts(self, runtime: Runtime) -> Facts:
+        health = self.health
+        return Facts(
+            price=runtime.list_price,
+            ttft_s=lambda target: health.of(target).ttft_s,
+            error_rate=lambda target: health.of(target).error_rate,
+            available=health.available,
+            draw=self.ports.draw,
+        )
+
+    async def _reserve(
+        self, runtime: Runtime, call: Call, plan: list[Target]
+    ) -> tuple[Reservation, Verdict]:
+        target = plan[0]
+        return await self.limiter.take(call, self._default_limits, target, runtime.price(target))
+
+    def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
+        """The error, if the client has not seen an answer begin; the status it got."""
+        carrier = ticket.carrier
+        if carrier is not None and carrier.exchange.committed:
+            return carrier.status
+        if error is None:
+            return 200
+        extra = self._error_headers(ticket, carrier)
+        if isinstance(error, ProviderError) and error.provider_status >= 400:
+            return self._pass_on(error, extra, client)
+        status, headers, body = error_answer(error, extra)
+        client.head(status, headers, len(body))
+        client.write(body)
+        client.end()
+        return status
+
+    def _error_headers(self, ticket: Ticket, carrier: Carrier | None) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", ticket.call.id.encode())]
+        if ticket.verdict is not None:
+            headers += [(k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict)]
+        if carrier is not None:
+            headers += carrier.answer_headers()
+        return headers
+
+    def _pass_on(
+        self, error: ProviderError, extra: list[tuple[bytes, bytes]], client: Client
+    ) -> int:
+        """A provider's own refusal, as it is, when there is nowhere left to go (CONTRACT 6)."""
+        body = error.provider_body
+        for account in self.runtime.accounts.values():
+            for key in account.keys:
+                body = masked(body, key)
+        headers = [
+            pair
+            for pair in for_client(error.provider_headers)
+            if pair[0] not in (b"content-encoding", b"retry-after", b"retry-after-ms")
+        ]
+        if error.retry_after_s is not None:
+            headers += retry_headers(error.retry_after_s)
+        client.head(error.provider_status, headers + extra, len(body))
+        client.write(body)
+        client.end()
+        return error.provider_status
+
+    def _outcome(
+        self, ticket: Ticket, error: ProxyError | None, status: int, *, gone: bool
+    ) -> Outcome:
+        call, carrier = ticket.call, ticket.carrier
+        latency_s = self.ports.now() - call.accepted_at
+        meter = carrier.meter if carrier is not None else None
+        usage = meter.usage if meter is not None else None
+        return Outcome(
+            call=call,
+            target=carrier.target if carrier is not None else None,
+            index=carrier.index if carrier is not None else 0,
+            status=status,
+            error=error.code if error is not None else None,
+            usage=usage,
+            cost=meter.cost if meter is not None else None,
+            priced=usage is None or (meter is not None and meter.cost is not None),
+            latency_s=meter.latency_s if usage is not None and meter is not None else latency_s,
+            ttft_s=meter.ttft_s if meter is not None else None,
+            overhead_s=max(0.0, latency_s - (carrier.waited_s if carrier is not None else 0.0)),
+            attempts=tuple(carrier.attempts) if carrier is not None else (),
+            disconnected=carrier.phase if gone and carrier is not None else None,
+        )
+
+
+def annotate_of(runtime: Runtime, *, intercepted: bool) -> Annotate:
+    """The configured annotation; an intercepted application does not know that we exist."""
+    config = runtime.config
+    return config.intercept_annotate if intercepted else config.annotate

@@ -1,0 +1,219 @@
+"""A config, compiled: every name, price and address looked up once, for the hot path.
+
+A reload compiles another `Runtime` and swaps one reference; calls under way keep the one they
+began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlsplit
+
+from lunar_proxy.config import Config, ResolvedProvider, merge_timeouts, providers
+from lunar_proxy.config.schema import Deployment, ModelPrice
+from lunar_proxy.core.exchange import Rules
+from lunar_proxy.core.model import Target
+from lunar_proxy.core.pricing import HourlyPrice, Price
+from lunar_proxy.core.routing import DEPLOYMENTS, Alias, Catalogue, Known
+from lunar_proxy.pricing import PriceTable, Shelf, price_from
+from lunar_proxy.providers import DIALECTS, demo
+from lunar_proxy.providers.base import Account, Origin, Timeouts
+from lunar_proxy.providers.builtin import BUILTIN
+from lunar_proxy.relay.health import Breaker
+
+_PORTS = {"http": 80, "https": 443, "demo": 0}
+# Providers without a legacy /completions; theirs is made of a chat (CONTRACT 7).
+CHAT_ONLY = frozenset({"anthropic", "gemini", "cohere", "perplexity", "groq", "xai", "mistral"})
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What one config means. It is the `Directory` that the engine asks."""
+
+    config: Config
+    generation: int
+    accounts: Mapping[str, Account]  # by provider id; deployments by "lunar/NAME"
+    prices: PriceTable
+    deployments: Mapping[str, Deployment]
+    catalogue: Catalogue
+    rules: Rules
+    breaker: Breaker
+    names: frozenset[str]  # every model the config names, for bounded labels
+    _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
+
+    def account(self, target: Target) -> Account:
+        key = str(target) if target.provider == DEPLOYMENTS else target.provider
+        return self.accounts[key]
+
+    def model_id(self, target: Target) -> str:
+        if target.provider == DEPLOYMENTS:
+            return self.deployments[target.model].model
+        return target.model
+
+    def price(self, target: Target) -> Price | HourlyPrice | None:
+        if target.provider == DEPLOYMENTS:
+            return self._deployment_prices[target.model]
+        return self.prices.price(target.provider, self._listed(target))
+
+    def window(self, target: Target) -> int | None:
+        return self.prices.window(target.provider, self.model_id(target))
+
+    def keys(self, target: Target) -> int:
+        return max(1, len(self.account(target).keys))
+
+    def list_price(self, target: Target) -> float | None:
+        """USD per million tokens, prompt and answer added: what `cheapest` compares."""
+        price = self.price(target)
+        if not isinstance(price, Price) or price.input is None:
+            return None
+        return float(price.input + (price.output or Decimal(0)))
+
+    def _listed(self, target: Target) -> str:
+        """The name prices are listed under; the demo's carries its settings behind a `?`."""
+        return demo.base_model(target.model) if target.provider == "demo" else target.model
+
+    def known(self, model: str) -> bool:
+        """Whether a metric may show this name (CONTRACT 8)."""
+        return model in self.names or self.prices.known(model)
+
+
+def compile_config(
+    config: Config,
+    environ: Mapping[str, str],
+    shelves: Mapping[str, Shelf],
+    *,
+    generation: int,
+    now: Callable[[], datetime],
+) -> Runtime:
+    resolved = providers(config, environ)
+    overrides: dict[str, dict[str, Price]] = {
+        provider.id: {name: _price(price) for name, price in provider.prices.items()}
+        for provider in resolved
+    }
+    if config.demo:
+        overrides["demo"] = {name: price_from(price) for name, price in demo.DEMO_PRICES.items()}
+    prices = PriceTable(shelves, now=now, overrides=overrides)
+    accounts = {provider.id: _account(provider) for provider in resolved}
+    for name, deployment in config.deployments.items():
+        accounts[f"{DEPLOYMENTS}/{name}"] = _deployment(name, deployment, config)
+    return Runtime(
+        config=config,
+        generation=generation,
+        accounts=accounts,
+        prices=prices,
+        deployments=config.deployments,
+        catalogue=_catalogue(config, resolved, prices),
+        rules=_rules(config),
+        breaker=Breaker(config.breaker.failures, config.breaker.window_s, config.breaker.open_s),
+        names=_names(config, resolved),
+        _deployment_prices={
+            name: _deployment_price(deployment) for name, deployment in config.deployments.items()
+        },
+    )
+
+
+def _catalogue(
+    config: Config, resolved: Sequence[ResolvedProvider], prices: PriceTable
+) -> Catalogue:
+    def serves(model: str) -> Sequence[Target]:
+        return [Target(provider, id) for provider, id in prices.providers_of(model)]
+
+    return Catalogue(
+        providers={
+            p.id: Known(p.enabled, p.bring_key, tuple(p.models or ()), p.why_disabled or "")
+            for p in resolved
+        },
+        deployments=frozenset(config.deployments),
+        aliases={
+            name: Alias(tuple((t.target, t.weight) for t in alias.targets), alias.strategy)
+            for name, alias in config.models.items()
+        },
+        fallbacks=tuple((name, tuple(listed)) for name, listed in config.fallbacks.items()),
+        serves=serves,
+    )
+
+
+def _account(provider: ResolvedProvider) -> Account:
+    origin, path = _split(provider.base_url)
+    return Account(
+        id=provider.id,
+        # A provider whose dialect does not exist yet is off, but listed, with the reason.
+        dialect=DIALECTS.get(provider.dialect, DIALECTS["openai"]),
+        origin=origin,
+        base_path=path,
+        keys=tuple(key.reveal().encode() for key in provider.keys),
+        headers=_headers(provider.headers),
+        api_version=provider.api_version,
+        globs=tuple(provider.models or ()),
+        timeouts=_timeouts(provider.timeouts),
+        needs_key=provider.id in BUILTIN and not BUILTIN[provider.id].no_key,
+        chat_only=provider.id in CHAT_ONLY,
+        enabled=provider.enabled,
+        why_disabled=provider.why_disabled or "",
+    )
+
+
+def _deployment(name: str, deployment: Deployment, config: Config) -> Account:
+    origin, path = _split(str(deployment.base_url))
+    key = deployment.api_key
+    return Account(
+        id=DEPLOYMENTS,
+        dialect=DIALECTS[deployment.dialect],
+        origin=origin,
+        base_path=path,
+        keys=(key.reveal().encode(),) if key else (),
+        headers=_headers(deployment.headers),
+        api_version=deployment.api_version,
+        globs=(name,),
+        timeouts=_timeouts(merge_timeouts(config.timeouts, deployment.timeouts)),
+        needs_key=False,
+    )
+
+
+def _deployment_price(deployment: Deployment) -> Price | HourlyPrice | None:
+    if deployment.cost_per_hour is not None:
+        return HourlyPrice(deployment.cost_per_hour)
+    return _price(deployment.price) if deployment.price is not None else None
+
+
+def _price(price: ModelPrice) -> Price:
+    return price_from(price.model_dump())
+
+
+def _split(base_url: str) -> tuple[Origin, bytes]:
+    parts = urlsplit(base_url or "http://unset.invalid")
+    origin = Origin(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
+    return origin, parts.path.rstrip("/").encode()
+
+
+def _headers(given: Mapping[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.lower().encode(), v.reveal().encode()) for name, v in given.items())
+
+
+def _timeouts(t: Any) -> Timeouts:
+    return Timeouts(t.connect_s, t.first_token_s, t.idle_s, t.total_s)
+
+
+def _rules(config: Config) -> Rules:
+    r = config.retries
+    return Rules(
+        attempts=r.attempts,
+        backoff_s=r.backoff_s,
+        max_backoff_s=r.max_backoff_s,
+        retry_after_cap_s=r.retry_after_cap_s,
+        splice=config.stream_recovery == "splice",
+    )
+
+
+def _names(config: Config, resolved: Sequence[ResolvedProvider]) -> frozenset[str]:
+    """Names without wildcards that the config gives: aliases, targets, listed and priced models."""
+    names = {*config.models, *(d.model for d in config.deployments.values()), *config.deployments}
+    targets = [t.target for alias in config.models.values() for t in alias.targets]
+    targets += [name for listed in config.fallbacks.values() for name in listed]
+    names |= {*targets, *(target.partition("/")[2] or target for target in targets)}
+    names |= {glob for p in resolved for glob in (p.models or ()) if not set(glob) & set("*?[")}
+    return frozenset(names | {name for p in resolved for name in p.prices})

@@ -1,0 +1,41 @@
+"""What a client may take of us, in bytes and seconds, and the words for one who takes more.
+
+The doors share these; they share nothing else.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest
+
+# As aiohttp's own limit on all headers; Node stops at 16 KiB, nginx at 32 KiB.
+MAX_HEAD = 32 * 1024
+# What may be sent ahead of an answer before the client has to wait.
+MAX_AHEAD = 64 * 1024
+HEAD_TIMEOUT_S = 10.0
+BODY_IDLE_S = 30.0
+# Longer than the idle time of the usual client pools (httpx 5 s, undici 4 s, Go 90 s).
+KEEP_ALIVE_S = 95.0
+
+
+class HeadTooLarge(InvalidRequest):
+    status, code = 431, "head_too_large"
+
+
+def head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"the request head is larger than {MAX_HEAD} bytes")
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit / (1024 * 1024):g} MB (max_body_mb in the config)"
+    )
+
+
+def reason(status: int) -> bytes:
+    """The phrase of a status line; decoration, so an unknown status has none (RFC 9112 4)."""
+    return _REASONS.get(status, b"")
+
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}

@@ -1,0 +1,320 @@
+"""The aiohttp door: every request that the fast door hands over, and the local endpoints.
+
+Uploads, odd framings, other methods and HTTP/1.0 end up here, and feed the same engine: the
+request becomes an `Incoming`, the answer comes back through a `Client`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import orjson
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict
+
+from lunar_proxy.core import headers as h
+from lunar_proxy.core import multipart
+from lunar_proxy.core.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ProxyError,
+    RequestTimeout,
+)
+from lunar_proxy.core.intake import Incoming, check_path
+from lunar_proxy.core.model import Headers
+from lunar_proxy.core.render import error_answer
+from lunar_proxy.relay.carry import Upload
+from lunar_proxy.relay.client import Client, Source
+from lunar_proxy.tasks import spawn
+
+from .bounds import BODY_IDLE_S, KEEP_ALIVE_S, MAX_HEAD, too_large
+
+# What an answer may pile up between the engine and a slow client, per call.
+MAX_QUEUE = 128 * 1024
+SERVER = "lunar-proxy"
+# aiohttp's own access log is off: the engine writes one line a call.
+_SILENT = cast(logging.Logger, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a local endpoint says."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+Route = Callable[[Incoming], Awaitable[Answer]]
+
+
+def json_answer(doc: Any, status: int = 200) -> Answer:
+    return Answer(status, [(b"content-type", b"application/json")], orjson.dumps(doc))
+
+
+class Serve(Protocol):
+    """The engine, as a door sees it (`gateway.Gateway.serve`)."""
+
+    async def __call__(
+        self, incoming: Incoming, client: Client, upload: Upload | None = None
+    ) -> None: ...
+
+
+class HttpDoor(web.Server):
+    """One for the listener; called, it makes the protocol of one connection."""
+
+    def __init__(
+        self,
+        serve: Serve,
+        routes: Mapping[tuple[bytes, bytes], Route],
+        now: Callable[[], float],
+        max_body: int,
+    ) -> None:
+        super().__init__(self._handle, handler_cancellation=True)
+        self._serve = serve
+        self._routes = routes
+        self._paths = frozenset(path for _, path in routes)
+        self._now = now
+        self._max_body = max_body
+
+    def __call__(self) -> RequestHandler:
+        return _JsonErrors(
+            self,
+            loop=self._loop,
+            keepalive_timeout=KEEP_ALIVE_S,
+            auto_decompress=False,  # an upload travels on as it came
+            access_log=_SILENT,
+            max_line_size=MAX_HEAD,
+            max_field_size=MAX_HEAD,
+        )
+
+    def hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Go on with a connection whose first bytes another protocol has read."""
+        protocol = self()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except ProxyError as error:
+            return _response(Answer(*error_answer(error, [])))
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        raw = request.raw_path.encode("latin-1", "replace")
+        path, mark, query = raw.partition(b"?")
+        check_path(path)
+        method = request.method.encode()
+        route = self._route(method, path)
+        if route is None and not path.startswith(b"/v1/"):
+            raise NotFound(
+                f"there is nothing at {path.decode('latin-1')[:200]}; the API is under /v1/"
+            )
+        headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        incoming, upload = await self._read(request, method, path, mark + query, headers)
+        if route is not None:
+            return _response(await route(incoming))
+        return await self._relay(request, incoming, upload)
+
+    def _route(self, method: bytes, path: bytes) -> Route | None:
+        route = self._routes.get((method, path))
+        if route is None and path in self._paths:
+            allowed = sorted(m.decode() for m, p in self._routes if p == path)
+            raise MethodNotAllowed(
+                f"{path.decode()} takes {', '.join(allowed)}",
+                headers=(("allow", ", ".join(allowed)),),
+            )
+        if route is None and path.startswith(b"/v1/models/"):
+            route = self._routes.get((method, b"/v1/models/"))
+        return route
+
+    # --- the request ----------------------------------------------------------------------------
+
+    async def _read(
+        self, request: web.BaseRequest, method: bytes, path: bytes, query: bytes, headers: Headers
+    ) -> tuple[Incoming, Upload | None]:
+        length = request.content_length
+        if length is not None and length > self._max_body:
+            raise too_large(self._max_body)
+        if (h.get(headers, b"expect") or b"").lower() == b"100-continue" and request.transport:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # RFC 9110 10.1.1
+        content_type = (h.get(headers, b"content-type") or b"").lower()
+        uploading = request.can_read_body and b"json" not in content_type and method != b"GET"
+        if path in (b"/v1/chat/completions", b"/v1/completions", b"/v1/responses"):
+            uploading = False
+        body = b"" if uploading else await self._whole(request)
+        peer = request.remote or ""
+        now = self._now()
+        incoming = Incoming(method, path, query, headers, body, peer, now, uploading=uploading)
+        if not uploading:
+            return incoming, None
+        return incoming, await self._upload(request, h.get(headers, b"content-type") or b"")
+
+    async def _whole(self, request: web.BaseRequest) -> bytes:
+        return b"".join([chunk async for chunk in self._chunks(request)])
+
+    async def _chunks(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """The body as it arrives, within the limit, as long as it keeps coming."""
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(BODY_IDLE_S):
+                    chunk = await request.content.readany()
+            except TimeoutError:
+                raise RequestTimeout("the request body stopped arriving") from None
+            except web.RequestPayloadError as error:
+                raise InvalidRequest("the request body is not framed correctly") from error
+            if not chunk:
+                return
+            size += len(chunk)
+            if size > self._max_body:
+                raise too_large(self._max_body)
+            yield chunk
+
+    async def _upload(self, request: web.BaseRequest, content_type: bytes) -> Upload:
+        """A body to be passed on as it comes; of a form, as much is read as names the model."""
+        chunks = self._chunks(request)
+        boundary = multipart.boundary(content_type)
+        held = b""
+        model = None
+        if boundary is not None:
+            async for chunk in chunks:
+                held += chunk
+                if (model := multipart.find_model(held, boundary)) is not None:
+                    break
+        return Upload(chunks, request.content_length, held, model)
+
+    # --- the answer -----------------------------------------------------------------------------
+
+    async def _relay(
+        self, request: web.BaseRequest, incoming: Incoming, upload: Upload | None
+    ) -> web.StreamResponse:
+        client = QueueClient()
+        task = spawn(self._serve(incoming, client, upload), name="call")
+        task.add_done_callback(client.task_ended)
+        try:
+            return await client.pump(request)
+        finally:
+            # The handler is cancelled when the client leaves; so is the call it made.
+            if not task.done():
+                task.cancel()
+
+
+class QueueClient:
+    """The engine's `Client` before an aiohttp response: callbacks in, awaits out."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[int, list[tuple[bytes, bytes]], int | None] | None = None
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        self._source: Source | None = None
+        self._ended = False
+        self._cut = False
+        self._news = asyncio.Event()
+
+    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
+        self._begun = (status, list(headers), length)
+        self._news.set()
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._queue.append(data)
+            self._size += len(data)
+            if self._size > MAX_QUEUE and self._source is not None:
+                self._source.pause()
+            self._news.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    def cut(self) -> None:
+        self._cut = self._ended = True
+        self._news.set()
+
+    def follow(self, source: Source | None) -> None:
+        self._source = source
+        if source is not None and self._size > MAX_QUEUE:
+            source.pause()
+
+    def task_ended(self, _task: asyncio.Task[None]) -> None:
+        if not self._ended:
+            self.cut()
+
+    async def pump(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Send what the engine says, at the client's pace."""
+        while self._begun is None and not self._ended:
+            await self._wait()
+        if self._begun is None:
+            raise ConnectionResetError("the call ended without an answer")
+        status, headers, length = self._begun
+        response = web.StreamResponse(status=status, headers=_fields(headers))
+        if length is not None:
+            response.content_length = length
+        elif status not in (204, 304):
+            response.enable_chunked_encoding()
+        await response.prepare(request)
+        while self._queue or not self._ended:
+            if not self._queue:
+                await self._wait()
+                continue
+            data = b"".join(self._queue)
+            self._queue.clear()
+            self._size = 0
+            await response.write(data)
+            if self._source is not None:
+                self._source.resume()
+        if self._cut:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the provider's answer was cut off")
+        await response.write_eof()
+        return response
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+
+class _JsonErrors(RequestHandler):
+    """aiohttp's own refusals (bad HTTP, a handler that failed) in our error shape."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        if status >= 500:
+            self.log_exception("error handling a request", exc_info=exc)
+            error: ProxyError = ProxyError("internal error")
+        else:
+            error = InvalidRequest("the request is not valid HTTP", code="bad_http")
+        response = _response(Answer(*error_answer(error, [])))
+        response.force_close()
+        return response
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(status=answer.status, headers=_fields(answer.headers), body=answer.body)
+
+
+def _fields(headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+    fields = CIMultiDict(
+        (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers
+    )
+    fields.setdefault("Server", SERVER)
+    return fields
