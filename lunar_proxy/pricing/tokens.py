@@ -3,8 +3,7 @@
 Latin script is counted with the WordPiece vocabulary of all-MiniLM-L6-v2, which the package carries
 anyway for routing; no provider uses it. It has no good answer for other scripts (a Russian word
 becomes a string of letters, a Thai sentence one unknown token), so those are counted by the
-character, at the rates of o200k_base, the vocabulary of GPT-4o. Against o200k_base, on texts of
-100 B to 35 kB:
+character, at rates near those of o200k_base, the vocabulary of GPT-4o. Against o200k_base:
 
     English prose, licence text, Markdown       0.9 to 1.15 of the true count
     source code, JSON, German                   1.2 to 1.4 (no merged punctuation, few compounds)
@@ -12,7 +11,9 @@ character, at the rates of o200k_base, the vocabulary of GPT-4o. Against o200k_b
     Arabic, Hebrew, Greek, Hindi, Thai          0.8 to 0.95
     Russian                                     1.6
 
-Older vocabularies (cl100k_base) take up to three times as many tokens for what is not Latin.
+The Latin figures are of texts of 0.15 to 35 kB. The others are of one sentence each, by which the
+rates were also chosen, so expect worse of other text. Older vocabularies (cl100k_base) took up to
+three times as many tokens for those sentences.
 """
 
 from __future__ import annotations
