@@ -27,9 +27,12 @@ import itertools
 import socket
 import ssl
 import struct
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,6 +59,7 @@ __all__ = [
     "Request",
     "Script",
     "ScriptedUpstream",
+    "SelfSigned",
     "Stall",
     "Step",
     "Until",
@@ -67,6 +71,7 @@ __all__ = [
     "error_answer",
     "json_answer",
     "outcome",
+    "self_signed",
     "serve_in_thread",
     "sse",
 ]
@@ -281,7 +286,8 @@ class ScriptedUpstream:
     """An HTTP/1.1 server that answers from a plan, and remembers what it was sent.
 
     `on_connect` is played on every connection before a request is read. `sleep` is what `Pause`
-    waits on: pass `FakeClock.sleep` to stall without waiting. With `tls` it speaks HTTPS.
+    waits on: pass `FakeClock.sleep` to stall without waiting. With `tls` (such as
+    `self_signed().server`) it speaks HTTPS.
     Leaving it fails with `AssertionError` when an `Expect` did not hold, or when something came
     that is not HTTP.
     """
@@ -420,7 +426,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)  # a step is over when the kernel has its bytes
+        # A step is over when the kernel has its bytes. Not 0: asyncio's TLS would pause for good.
+        transport.set_write_buffer_limits(high=1, low=0)
         self._writable.set()
         self.number = len(self._upstream.connections)
         self._upstream.connections.append(self)
@@ -452,6 +459,7 @@ class Connection(asyncio.Protocol):
 
     async def stop(self) -> None:
         self._reset()
+        self._transport.abort()  # one that is closing, too: TLS waits 30 s for the peer's goodbye
         await self._gone.wait()
         with contextlib.suppress(asyncio.CancelledError):
             await self._runner
@@ -610,6 +618,58 @@ def serve_in_thread(plan: Plan = (), **options: Any) -> Iterator[ScriptedUpstrea
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSigned:
+    """A certificate for some names: `server` presents it, `client` trusts nothing else."""
+
+    server: ssl.SSLContext
+    pem: bytes  # the certificate, for a client's CA bundle
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=self.pem.decode())
+
+
+def self_signed(*names: str) -> SelfSigned:
+    """A new certificate, valid for a day, for DNS names or addresses (default 127.0.0.1)."""
+    # Imported here: only tests of TLS need it, and it is slow to load.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lunar-proxy test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([*map(_san, names or ("127.0.0.1",))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:  # OpenSSL reads a key from a file only
+        file.write(pem + secret)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return SelfSigned(context, pem)
+
+
+def _san(name: str) -> Any:
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def dead_url() -> str:

@@ -36,6 +36,7 @@ from lunar_proxy.testing import (
     error_answer,
     json_answer,
     outcome,
+    self_signed,
     serve_in_thread,
     sse,
 )
@@ -361,3 +362,36 @@ def test_calls_and_outcomes_are_built_with_what_matters_to_the_test() -> None:
         "chat/completions",
     )
     assert outcome(call=asked, status=502).status == 502
+
+
+@pytest.mark.parametrize("names", [(), ("127.0.0.1", "api.example.com")])
+async def test_speaks_tls(client: aiohttp.ClientSession, names: tuple[str, ...]) -> None:
+    trust = self_signed(*names)
+    async with ScriptedUpstream(json_answer(1), tls=trust.server) as upstream:
+        assert upstream.url.startswith("https://")
+        async with client.get(upstream.url, ssl=trust.client) as response:
+            assert await response.json() == 1
+
+
+async def test_nobody_else_trusts_its_certificate(client: aiohttp.ClientSession) -> None:
+    async with ScriptedUpstream(json_answer(1), tls=self_signed().server) as upstream:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await client.get(upstream.url)
+        assert upstream.requests == []
+
+
+async def test_breaks_and_notices_a_hang_up_under_tls() -> None:
+    trust = self_signed()
+    plan: list[Script] = [[Head(), Chunk(b"x"), Break()], [Head(), Chunk(b"x"), Stall(60)]]
+    async with ScriptedUpstream(plan, tls=trust.server) as upstream:
+        for _ in plan:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", upstream.port, ssl=trust.client
+            )
+            writer.write(POST)
+            await reader.readuntil(b"1\r\nx\r\n")
+            if upstream.requests[-1].connection == 0:
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            writer.close()
+        await upstream.closed_by_peer(1, within_s=1)
