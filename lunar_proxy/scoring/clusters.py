@@ -1,0 +1,176 @@
+"""The map from a prompt to the clusters the models were measured on, and the file it is kept in.
+
+Clusters is shared by all models and changes seldom; a model's profile belongs to one Clusters by
+its sha256. It holds
+
+centroids   float32 [K, D], K-means over unlabelled prompts, for people and for a fresh start
+theta, bias float32 [K, D], [K]: membership is softmax(theta e + bias). Untrained, theta is
+            beta x centroids (soft K-means); trained, it is UniRoute's LearnedMap (arXiv
+            2502.08773, section 5.2), fitted to the labels of many other models
+difficulty  float32 [K], in log-odds of a wrong answer against the average: the Rasch model's
+            item difficulty, the guess for a model nobody has tried on that cluster
+landmarks   float32 [L, D], unit vectors; how near a prompt is to each is what a correction may
+            be learned on where labels are many
+centre, scale  float32 [13], of the surface features
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoder import EmbedderId
+from .errors import BadFile, Mismatch
+from .features import NAMES
+
+Array = NDArray[np.float32]
+
+SCHEMA = 1
+FILE = "clusters.npz"
+# Width of the landmarks' bell in Euclidean distance between unit vectors; a prompt and its ten
+# nearest neighbours among 19,000 are .6 to .9 apart.
+LANDMARK_WIDTH = 0.3
+_ARRAYS = ("centroids", "theta", "bias", "difficulty", "landmarks", "centre", "scale")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    embedder: EmbedderId
+    centroids: Array
+    theta: Array
+    bias: Array
+    difficulty: Array
+    landmarks: Array
+    centre: Array
+    scale: Array
+    about: dict[str, Any] = field(default_factory=dict)  # sources, date, prompts, held-out loss
+    sha256: str = ""  # of the file it was loaded from or saved to
+
+    @property
+    def k(self) -> int:
+        return len(self.bias)
+
+    @property
+    def width(self) -> int:
+        """Of `basis`."""
+        return self.k + self.embedder.dimension + len(self.centre) + len(self.landmarks) + 1
+
+    def membership(self, vectors: Array) -> Array:
+        """[..., D] -> [..., K], each row sums to 1."""
+        logits = vectors @ self.theta.T + self.bias
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+    def standard(self, features: Array) -> Array:
+        """Surface features as counted -> clipped at 4 standard deviations, of norm 1."""
+        scaled = np.clip((features - self.centre) / self.scale, -4, 4)
+        norm = np.sqrt((scaled * scaled).sum(axis=-1, keepdims=True))
+        return np.asarray(scaled / np.maximum(norm, 1e-6), dtype=np.float32)
+
+    def nearness(self, vectors: Array) -> Array:
+        """[..., D] -> [..., L], of norm 1."""
+        bells = np.exp((vectors @ self.landmarks.T - 1) / LANDMARK_WIDTH**2)
+        norm = np.sqrt((bells * bells).sum(axis=-1, keepdims=True))
+        return np.asarray(bells / np.maximum(norm, 1e-12), dtype=np.float32)
+
+    def basis(self, vectors: Array, features: Array) -> Array:
+        """What every model's error is a linear function of: [..., width].
+
+        Membership, then the vector, the surface features, the landmarks, and a constant 1.
+        """
+        one = np.ones((*vectors.shape[:-1], 1), dtype=np.float32)
+        parts = (
+            self.membership(vectors),
+            vectors,
+            self.standard(features),
+            self.nearness(vectors),
+            one,
+        )
+        return np.concatenate(parts, axis=-1)
+
+    def save(self, directory: Path) -> Clusters:
+        """Write `clusters.npz`; gives the same Clusters with the file's sha256."""
+        meta = {"schema": SCHEMA, "embedder": self.embedder.to_json(), "about": self.about}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        # float16 halves the file; a membership moves by less than 1e-3.
+        halves = {"centroids", "theta", "landmarks"}
+        stored = {
+            name: array.astype(np.float16 if name in halves else np.float32)
+            for name, array in arrays.items()
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / FILE
+        write_atomically(path, lambda file: _savez(file, json.dumps(meta), stored))
+        return load_clusters(directory)
+
+
+def _savez(file: IO[bytes], meta: str, arrays: dict[str, Any]) -> None:
+    np.savez_compressed(file, meta=np.array(meta), **arrays)
+
+
+def load_clusters(directory: Path) -> Clusters:
+    """Raises BadFile or Mismatch; nothing in the file is ever executed (no pickle)."""
+    path = directory / FILE
+    try:
+        data = path.read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            meta = json.loads(str(stored["meta"]))
+            arrays = {name: stored[name].astype(np.float32) for name in _ARRAYS}
+        if meta["schema"] != SCHEMA:
+            raise Mismatch(f"{path}: schema {meta['schema']}, this version reads {SCHEMA}: refit")
+        embedder = EmbedderId.from_json(meta["embedder"])
+    except OSError as error:
+        raise BadFile(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BadFile(f"{path}: not a clusters file: {error}") from error
+    clusters = Clusters(embedder, **arrays, about=meta["about"], sha256=_sha256(data))
+    _check_shapes(path, clusters)
+    return clusters
+
+
+def _check_shapes(path: Path, clusters: Clusters) -> None:
+    k, d, f = clusters.k, clusters.embedder.dimension, len(NAMES)
+    expected = {
+        "centroids": (k, d),
+        "theta": (k, d),
+        "difficulty": (k,),
+        "landmarks": (len(clusters.landmarks), d),
+        "centre": (f,),
+        "scale": (f,),
+    }
+    for name, shape in expected.items():
+        array: Array = getattr(clusters, name)
+        if array.shape != shape:
+            raise BadFile(f"{path}: {name} is {array.shape}, expected {shape}")
+        if not np.isfinite(array).all():
+            raise BadFile(f"{path}: {name} holds numbers that are not finite")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """A reader sees the old file or the new one, never half of it; so does a crash."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it 0600, but the proxy may run as another user
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
