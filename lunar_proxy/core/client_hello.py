@@ -176,3 +176,23 @@ def _list(extension: bytes) -> _Cursor:
     if whole or not inner:
         raise _Bad("a list in an extension")
     return inner
+
+
+# Alert descriptions (RFC 8446 6, RFC 6066 3, RFC 7301 3.2).
+DECODE_ERROR, UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 50, 112, 120
+
+
+def fatal_alert(description: int) -> bytes:
+    """The record that ends a handshake before it began; every version of TLS understands it."""
+    return bytes((21, 3, 3, 0, 2, 2, description))
+
+
+def objection(hello: Hello, host: str) -> int | None:
+    """The alert to answer a client of ours with that asks for another host, or that speaks no
+    HTTP/1.1; None when all is well.
+    """
+    if hello.name not in (None, host):
+        return UNRECOGNIZED_NAME
+    if hello.alpn and b"http/1.1" not in hello.alpn:
+        return NO_APPLICATION_PROTOCOL
+    return None

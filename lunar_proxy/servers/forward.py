@@ -1,0 +1,217 @@
+"""CONNECT: the door hands over a client's transport, and gets no more of it.
+
+    handle -> authenticate -> decide -> Tunnel     dial, 200, two protocols back to back
+                                     -> Intercept  200, TLS, the door's own protocol
+                                     -> Refuse     an error in JSON
+
+One task per CONNECT, which ends where the tunnel or the door takes over; the client's hanging up
+cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from lunar_proxy.core.connect import (
+    Authority,
+    Intercept,
+    Policy,
+    ProxyAuthRequired,
+    Refuse,
+    Tunnel,
+    decide,
+    is_address,
+    parse_authority,
+)
+from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
+from lunar_proxy.core.model import Headers, Identity
+from lunar_proxy.tasks import spawn
+
+from . import tunnel
+from .certs import LeafStore
+from .dial import Dialer, Landing
+from .intercept import HandshakeFailed, goodbye, hand_over, unwrap
+
+logger = logging.getLogger(__name__)
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    authority: bytes
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Intercepted:
+    """What the door needs to know of a connection it gets decrypted."""
+
+    authority: Authority
+    provider: str | None  # None: the host is to be opened, but no configured provider lives there
+    identity: Identity | None  # who the CONNECT was by, if it said
+    tls: bool  # False: plain HTTP through CONNECT, as some clients do for http:// URLs
+
+
+@dataclass(slots=True)
+class Counts:
+    """Plain numbers for the metrics. Bytes are added when a tunnel ends."""
+
+    tunnels: int = 0
+    intercepted: int = 0
+    refused: int = 0
+    failed_handshakes: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+Authenticate = Callable[[Headers], Awaitable[Identity | None]]
+
+
+async def nobody(_headers: Headers) -> None:
+    """The default `authenticate`: no credentials are known."""
+
+
+class Forward:
+    """Serves CONNECT for a data listener.
+
+    `make_protocol` gives what serves one decrypted connection. `render` makes a whole HTTP answer
+    (with `Connection: close`) of an error. `authenticate` reads Proxy-Authorization: an identity,
+    None when there is none to read, Unauthorized when it is wrong. Without `leaves` nothing can be
+    opened. `policy` may be replaced at any time and holds from the next CONNECT on.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        make_protocol: Callable[[Intercepted], asyncio.Protocol],
+        render: Callable[[ProxyError], bytes],
+        leaves: LeafStore | None = None,
+        dialer: Dialer | None = None,
+        authenticate: Authenticate = nobody,
+        idle_s: float = 300.0,
+        handshake_s: float = 10.0,
+    ) -> None:
+        self.policy = policy
+        self.leaves = leaves
+        self.counts = Counts()
+        self._make_protocol = make_protocol
+        self._render = render
+        self._dialer = dialer or Dialer(exposed=policy.exposed)
+        self._authenticate = authenticate
+        self._idle_s = idle_s
+        self._handshake_s = handshake_s
+        self._tunnels: set[tunnel.Tunnel] = set()
+        self._pending: set[asyncio.Task[Any]] = set()
+
+    @property
+    def open_tunnels(self) -> int:
+        return len(self._tunnels)
+
+    def handle(
+        self, transport: asyncio.Transport, head: ConnectRequest, early: bytes = b""
+    ) -> None:
+        """Take over `transport`. `early` is what came after the head. Returns at once."""
+        landing = Landing(transport)
+        landing.push_back(early)
+        transport.set_protocol(landing)
+        task = spawn(self._serve(transport, landing, head), name="CONNECT")
+        landing.on_lost = task.cancel
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    def close(self) -> None:
+        """Drop every tunnel and everything that is about to become one."""
+        for task in self._pending:
+            task.cancel()
+        for each in list(self._tunnels):
+            each.abort()
+
+    async def _serve(
+        self, client: asyncio.Transport, landing: Landing, head: ConnectRequest
+    ) -> None:
+        try:
+            await self._decide(client, landing, head)
+        except ProxyError as error:
+            self.counts.refused += 1
+            client.write(self._render(error))
+            client.close()
+        except BaseException:
+            client.abort()
+            raise
+
+    async def _decide(
+        self, client: asyncio.Transport, landing: Landing, head: ConnectRequest
+    ) -> None:
+        """Raises until the client has been told 200, never after."""
+        authority = parse_authority(head.authority)
+        identity = await self._identify(head.headers)
+        match decide(authority, self.policy):
+            case Refuse(error):
+                raise error
+            case Tunnel() as decision:
+                await self._tunnel(client, landing, decision)
+            case Intercept() as decision:
+                await self._intercept(client, landing, decision, identity)
+            case never:
+                assert_never(never)
+
+    async def _identify(self, headers: Headers) -> Identity | None:
+        try:
+            identity = await self._authenticate(headers)
+        except Unauthorized as error:
+            raise ProxyAuthRequired(error.message) from error
+        if identity is None and self.policy.exposed:
+            raise ProxyAuthRequired("CONNECT needs Proxy-Authorization with a key of this proxy")
+        return identity
+
+    async def _tunnel(self, client: asyncio.Transport, landing: Landing, decision: Tunnel) -> None:
+        target = decision.authority
+        upstream, far = await self._dialer.open(target)
+        client.write(ESTABLISHED)
+        joined = tunnel.Tunnel(
+            client,
+            upstream,
+            idle_s=self._idle_s,
+            on_end=self._ended,
+            only_name=target.host if decision.check_name and not is_address(target.host) else None,
+        )
+        self.counts.tunnels += 1
+        self._tunnels.add(joined)
+        joined.start(landing, far)
+
+    def _ended(self, ended: tunnel.Tunnel) -> None:
+        self._tunnels.discard(ended)
+        self.counts.bytes_up += ended.client.bytes_read
+        self.counts.bytes_down += ended.upstream.bytes_read
+
+    async def _intercept(
+        self,
+        client: asyncio.Transport,
+        landing: Landing,
+        decision: Intercept,
+        identity: Identity | None,
+    ) -> None:
+        authority = decision.authority
+        if self.leaves is None:
+            raise Forbidden(f"{authority} is to be opened, but there is no CA", code="no_ca")
+        context = await self.leaves.context(authority.host)  # may fail, so before the 200
+        client.write(ESTABLISHED)
+        try:
+            transport, held = await unwrap(
+                client, landing, authority.host, context, within_s=self._handshake_s
+            )
+        except HandshakeFailed as error:
+            self.counts.failed_handshakes += 1
+            logger.warning("TLS with a client for %s failed: %s", authority, error)
+            goodbye(client, error)
+            return
+        self.counts.intercepted += 1
+        tls = transport is not client
+        seen = Intercepted(authority, decision.provider, identity, tls)
+        hand_over(transport, held, self._make_protocol(seen))

@@ -1,0 +1,169 @@
+"""A blind tunnel: two connections, each writing to the other what it reads.
+
+    client -> End.data_received -> upstream.write          and the other way round
+
+No task and no copy per chunk. Back-pressure: an End whose transport is full pauses its peer's
+reading. Half-close: the end of one direction is passed on and the other goes on; when both have
+ended, or either connection is gone, the rest is flushed and both are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from lunar_proxy.core.client_hello import Hello, HelloReader, Malformed
+
+from .dial import Landing
+
+# Above this much unsent data the other side stops reading. A read brings up to 256 KiB at once, so
+# less would stop and start at every read; more only fills memory.
+HIGH_WATER = 262_144
+
+
+class Tunnel:
+    """Both ends and their idle timer. `on_end` is called once, when both connections are gone."""
+
+    __slots__ = ("_idle_s", "_loop", "_on_end", "_timer", "active_at", "client", "upstream")
+
+    def __init__(
+        self,
+        client: asyncio.Transport,
+        upstream: asyncio.Transport,
+        *,
+        idle_s: float,
+        on_end: Callable[[Tunnel], None],
+        only_name: str | None = None,
+    ) -> None:
+        """`only_name`: TLS inside may ask for this host and no other."""
+        self._loop = asyncio.get_running_loop()
+        self._idle_s = idle_s
+        self._on_end = on_end
+        self.active_at = self._loop.time()
+        near = End(client, upstream) if only_name is None else Gate(client, upstream, only_name)
+        far = End(upstream, client)
+        near.join(self, far)
+        far.join(self, near)
+        self.client, self.upstream = near, far
+        self._timer = self._loop.call_later(idle_s, self._check_idle)
+
+    def start(self, client: Landing, upstream: Landing) -> None:
+        """Take over from the landings: what they hold goes first, then what comes."""
+        _take_over(self.client, client)
+        _take_over(self.upstream, upstream)
+
+    def abort(self) -> None:
+        self.client.transport.abort()
+        self.upstream.transport.abort()
+
+    def lost(self) -> None:
+        if self.client.lost and self.upstream.lost:
+            self._timer.cancel()
+            self._on_end(self)
+
+    def touch(self) -> None:
+        self.active_at = self._loop.time()
+
+    def _check_idle(self) -> None:
+        """One timer a tunnel, set anew when it fires, not at every chunk."""
+        left = self.active_at + self._idle_s - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check_idle)
+        else:
+            self.abort()
+
+
+def _take_over(end: End, landing: Landing) -> None:
+    end.transport.set_protocol(end)
+    end.transport.set_write_buffer_limits(high=HIGH_WATER)
+    if data := landing.take():
+        end.data_received(data)
+    if landing.lost:
+        end.connection_lost(None)
+    elif landing.ended:
+        end.eof_received()
+    end.transport.resume_reading()
+
+
+class End(asyncio.Protocol):
+    """One side: reads from `transport`, writes to the transport of the other side."""
+
+    __slots__ = ("_peer", "_to", "_tunnel", "bytes_read", "ended", "lost", "transport")
+    _tunnel: Tunnel
+    _peer: End
+
+    def __init__(self, transport: asyncio.Transport, to: asyncio.Transport) -> None:
+        self.transport = transport
+        self._to = to
+        self.bytes_read = 0
+        self.ended = False  # it sends nothing more
+        self.lost = False
+
+    def join(self, tunnel: Tunnel, peer: End) -> None:
+        self._tunnel = tunnel
+        self._peer = peer
+
+    def data_received(self, data: bytes) -> None:
+        self.bytes_read += len(data)
+        self._tunnel.touch()
+        self._to.write(data)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self._tunnel.touch()
+        if self._peer.ended:
+            self.close()
+        elif not self._to.is_closing():
+            self._to.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._to.close()  # once what was read is written; the idle timer bounds that
+        self._tunnel.lost()
+
+    def pause_writing(self) -> None:
+        self._to.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self._peer.ended:
+            self._to.resume_reading()
+
+    def close(self) -> None:
+        self.transport.close()
+        self._to.close()
+
+
+class Gate(End):
+    """The client's side where only some hosts may pass: nothing is sent on until it is known that
+    TLS asks for the host of the CONNECT, or that it is not TLS. What comes back is never held.
+    """
+
+    __slots__ = ("_name", "_reader")
+
+    def __init__(self, transport: asyncio.Transport, to: asyncio.Transport, name: str) -> None:
+        super().__init__(transport, to)
+        self._name = name
+        self._reader: HelloReader | None = HelloReader()
+
+    def data_received(self, data: bytes) -> None:
+        if self._reader is None:
+            super().data_received(data)
+            return
+        self._tunnel.touch()
+        match self._reader.feed(data):
+            case None:
+                pass
+            case Malformed():
+                self.close()
+            case Hello(name=str() as name) if name != self._name:
+                self.close()
+            case _:
+                held, self._reader = bytes(self._reader.data), None
+                super().data_received(held)
+
+    def eof_received(self) -> bool:
+        if self._reader is not None and self._reader.data:
+            self.close()  # it broke off in the middle of a ClientHello
+            return True
+        return super().eof_received()
