@@ -199,19 +199,24 @@ def _drained(level: int, per_minute: int | None, passed_ms: int) -> int:
 def take(state: State, limits: Limits, ask: Ask, now: float) -> tuple[State, Verdict]:
     """One decision over all limits: everything is taken, or nothing is."""
     state = forward(state, limits, now)
-    blocked = blocking(state, limits, ask, now)
+    blocked = blocking(state, limits, ask)
     if blocked is None:
-        state = State(
-            state.at_ms,
-            state.requests + MINUTE_MS,
-            state.tokens,
-            state.calls + 1,
-            state.held_tokens + ask.tokens,
-            state.held_usd + units(ask.usd),
-            state.window,
-            state.spent,
-        )
+        state = hold(state, ask, requests=1)
     return state, verdict(state, limits, blocked)
+
+
+def hold(state: State, ask: Ask, *, requests: int = 0) -> State:
+    """One more call in flight, and `requests` more of this minute's."""
+    return State(
+        state.at_ms,
+        state.requests + requests * MINUTE_MS,
+        state.tokens,
+        state.calls + 1,
+        state.held_tokens + ask.tokens,
+        state.held_usd + units(ask.usd),
+        state.window,
+        state.spent,
+    )
 
 
 def settle(
@@ -250,13 +255,15 @@ def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: 
     )
 
 
-def blocking(state: State, limits: Limits, ask: Ask, now: float) -> Blocked | None:
-    """The limit with the longest wait, so that who waits as told gets through; None: it fits."""
-    blocks = _blocks(state, limits, ask, now)
+def blocking(state: State, limits: Limits, ask: Ask) -> Blocked | None:
+    """Of a state brought `forward`: the limit with the longest wait, so that who waits as told
+    gets through; None: it fits.
+    """
+    blocks = _blocks(state, limits, ask)
     return max(blocks, key=lambda b: (b.final, b.retry_after_s)) if blocks else None
 
 
-def _blocks(state: State, limits: Limits, ask: Ask, now: float) -> list[Blocked]:
+def _blocks(state: State, limits: Limits, ask: Ask) -> list[Blocked]:
     blocks = []
     rpm, tpm, slots = (
         limits.requests_per_minute,
@@ -273,7 +280,7 @@ def _blocks(state: State, limits: Limits, ask: Ask, now: float) -> list[Blocked]
         blocks.append(
             Blocked("concurrent", RELEASE_WAIT_S, f"limit of {slots} concurrent requests")
         )
-    if limits.budget is not None and (blocked := _budget_block(state, limits.budget, ask, now)):
+    if limits.budget is not None and (blocked := _budget_block(state, limits.budget, ask)):
         blocks.append(blocked)
     return blocks
 
@@ -289,14 +296,19 @@ def _tokens_blocked(over: int, tpm: int, ask: Ask) -> Blocked:
     return Blocked("tokens", MINUTE_MS / 1000, message, final=True)
 
 
-def _budget_block(state: State, budget: Budget, ask: Ask, now: float) -> Blocked | None:
+def _budget_block(state: State, budget: Budget, ask: Ask) -> Blocked | None:
     message = f"budget of {budget.usd} USD {_PER[budget.per]}"
     if state.spent >= budget.units:
-        end = NEVER if state.window is None else state.window.end
-        return Blocked("budget", TOTAL_WAIT_S if end == NEVER else end - now, message)
+        return Blocked("budget", _until_next_window_s(state), message)
     if state.calls and state.spent + state.held_usd + units(ask.usd) > budget.units:
         return Blocked("budget", RELEASE_WAIT_S, f"{message}, with the calls in flight,")
     return None
+
+
+def _until_next_window_s(state: State) -> float:
+    if state.window is None or state.window.end == NEVER:
+        return TOTAL_WAIT_S
+    return (state.window.end * 1000 - state.at_ms) / 1000
 
 
 def _token_level(state: State) -> int:

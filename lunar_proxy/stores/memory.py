@@ -60,6 +60,15 @@ class MemoryKeys:
             self._id_of.pop(record.digest, None)
             self._id_of.pop(record.old_digest or "", None)
 
+    def clear(self) -> None:
+        self._by_id.clear()
+        self._id_of.clear()
+
+    def drain_use(self) -> dict[str, float]:
+        """Times of use by id, since the last call."""
+        used, self.used_at = self.used_at, {}
+        return used
+
     def records(self) -> list[KeyRecord]:
         return [self._with_use(record) for record in self._by_id.values()]
 

@@ -1,0 +1,74 @@
+"""Records as JSON, for the stores that keep bytes and for those who read them.
+
+Money travels as a decimal string: a JSON number is a float to most readers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from decimal import Decimal, InvalidOperation
+from typing import Any, get_args
+
+import orjson
+
+from lunar_proxy.core.limits import Budget, Limits, Per
+
+from .base import KeyRecord
+
+_FIELDS = frozenset(field.name for field in fields(KeyRecord))
+_COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
+
+
+def dump_key(record: KeyRecord) -> bytes:
+    return orjson.dumps(key_as_dict(record))
+
+
+def load_key(data: bytes | str) -> KeyRecord:
+    """Fields of a newer version are ignored, so that versions may share a store."""
+    doc = {name: value for name, value in orjson.loads(data).items() if name in _FIELDS}
+    limits = doc.pop("limits", None)
+    models = tuple(doc.pop("models", ()))
+    return KeyRecord(**doc, models=models, limits=None if limits is None else load_limits(limits))
+
+
+def key_as_dict(record: KeyRecord) -> dict[str, Any]:
+    doc = asdict(record)
+    doc["limits"] = None if record.limits is None else limits_as_dict(record.limits)
+    return doc
+
+
+def limits_as_dict(limits: Limits) -> dict[str, Any]:
+    """In the shape of the config's `limits:`, without what is not set."""
+    doc: dict[str, Any] = {name: getattr(limits, name) for name in _COUNTS}
+    if limits.budget is not None:
+        doc["budget"] = {"usd": str(limits.budget.usd), "per": limits.budget.per}
+    return {name: value for name, value in doc.items() if value is not None}
+
+
+def load_limits(doc: object) -> Limits:
+    """The other way. Raises ValueError with the name of what is wrong, never with its value."""
+    if not isinstance(doc, dict):
+        raise ValueError("limits: not an object")
+    if unknown := doc.keys() - {*_COUNTS, "budget"}:
+        raise ValueError(f"limits: unknown {', '.join(sorted(map(str, unknown)))}")
+    counts = {name: _count(name, doc[name]) for name in _COUNTS if doc.get(name) is not None}
+    budget = doc.get("budget")
+    return Limits(**counts, budget=None if budget is None else _budget(budget))
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"limits.{name}: not a whole number above 0")
+    return value
+
+
+def _budget(doc: object) -> Budget:
+    if not isinstance(doc, dict) or doc.get("per", "month") not in get_args(Per):
+        raise ValueError(f"limits.budget: not {{usd, per}} with per one of {get_args(Per)}")
+    try:
+        usd = Decimal(str(doc.get("usd")))
+    except InvalidOperation:
+        raise ValueError("limits.budget.usd: not a number") from None
+    if not usd.is_finite() or usd < 0:
+        raise ValueError("limits.budget.usd: not an amount")
+    return Budget(usd, doc.get("per", "month"))

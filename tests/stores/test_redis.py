@@ -1,0 +1,215 @@
+"""What redis does to us, and what we make of it: slow, dead, empty, back again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from decimal import Decimal
+
+import pytest
+
+from lunar_proxy.core.errors import StoreUnavailable
+from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.stores.base import Entry, KeyRecord, Reservation
+from lunar_proxy.stores.redis import RedisStore
+
+from .backends import T0, Clock, RedisServer
+
+LIMITS = Limits(requests_per_minute=1000, concurrent_requests=100)
+KEY = KeyRecord("key_1", "team-a", "d" * 64, "pk_live_aaaa")
+
+
+async def ask(store: RedisStore, reservation: Reservation) -> Verdict:
+    answer = store.take(reservation, T0)
+    return answer if isinstance(answer, Verdict) else await answer
+
+
+async def until(store: RedisStore, *, degraded: bool) -> None:
+    async with asyncio.timeout(10):
+        while (store.degraded is not None) is not degraded:  # noqa: ASYNC110 - it probes by itself
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer, clock: Clock) -> AsyncIterator[RedisStore]:
+    store = RedisStore(redis_server.url, clock, tick_s=0.02)
+    await store.start()
+    await until(store, degraded=False)
+    yield store
+    await store.close()
+
+
+async def test_a_frozen_redis_costs_one_deadline_and_then_nothing(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    assert not (await ask(store, Reservation("s", LIMITS))).degraded
+    redis_server.freeze()
+    started = time.perf_counter()
+    verdicts = await asyncio.gather(*(ask(store, Reservation("s", LIMITS)) for _ in range(50)))
+    assert 0.03 < time.perf_counter() - started < 0.5  # 50 ms, and what a loaded machine adds
+    assert all(verdict.allowed and verdict.degraded for verdict in verdicts)
+    assert isinstance(store.take(Reservation("s", LIMITS), T0), Verdict)  # no waiting any more
+    assert store.degraded == "redis does not answer in time"
+    assert store.failures == 1
+    redis_server.thaw()
+    await until(store, degraded=False)
+    assert not (await ask(store, Reservation("s", LIMITS))).degraded
+
+
+async def test_a_killed_redis_fails_no_call_and_is_used_again_when_it_is_back(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    for n in range(300):
+        if n == 100:
+            redis_server.kill()
+        if n == 200:
+            redis_server.start()
+            await until(store, degraded=False)
+        reservation = Reservation("s", LIMITS)
+        assert (await ask(store, reservation)).allowed
+        store.settle(reservation, 1, None, T0)
+    assert store.failures == 1
+
+
+async def test_what_was_in_flight_when_it_died_leaks_no_slot(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    limits = Limits(concurrent_requests=3)
+    before, during = Reservation("s", limits), Reservation("s", limits)
+    await ask(store, before)
+    redis_server.freeze()
+    await ask(store, during)
+    assert during.local
+    store.settle(before, 0, None, T0)
+    redis_server.thaw()
+    await until(store, degraded=False)
+    store.settle(during, 0, None, T0)
+    allowed = [(await ask(store, Reservation("s", limits))).allowed for _ in range(4)]
+    assert allowed == [True, True, True, False]
+
+
+async def test_a_spent_budget_stays_spent_without_redis(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    limits = Limits(budget=Budget(Decimal(1), "total"))
+    reservation = Reservation("s", limits)
+    await ask(store, reservation)
+    store.settle(reservation, 0, Decimal(1), T0)
+    await ask(store, Reservation("s", limits))
+    redis_server.kill()
+    refused = await ask(store, Reservation("s", limits))
+    assert refused.degraded
+    assert not refused.allowed
+
+
+async def test_what_was_spent_without_redis_is_charged_when_it_is_back(
+    store: RedisStore, redis_server: RedisServer, clock: Clock
+) -> None:
+    limits = Limits(budget=Budget(Decimal(1), "total"))
+    redis_server.freeze()
+    reservation = Reservation("s", limits, Ask(usd=Decimal("0.1")))
+    assert (await ask(store, reservation)).degraded
+    store.settle(reservation, 0, Decimal(1), T0)
+    redis_server.thaw()
+    await until(store, degraded=False)
+    other = RedisStore(redis_server.url, clock, deadline_s=5)
+    await other.start()
+    refused = await ask(other, Reservation("s", limits))
+    await other.close()
+    assert refused.blocked is not None
+    assert refused.blocked.limit == "budget"
+
+
+async def test_lost_scripts_are_sent_again(store: RedisStore, redis_server: RedisServer) -> None:
+    await ask(store, Reservation("s", LIMITS))
+    _, writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+    writer.write(b"SCRIPT FLUSH\r\n")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    assert not (await ask(store, Reservation("s", LIMITS))).degraded
+
+
+async def test_rows_of_an_outage_are_added_once(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    hour = int(T0) // 3600 * 3600
+    store.add([Entry(hour, "a", "openai", "m", 1, cost=1)])
+    redis_server.freeze()
+    for _ in range(10):
+        store.add([Entry(hour, "a", "openai", "m", 1, cost=1)])
+    await until(store, degraded=True)
+    redis_server.thaw()
+    await until(store, degraded=False)
+    (spend,) = await store.query(T0, "key")
+    assert (spend.requests, spend.cost) == (11, 11)
+
+
+async def test_keys_known_before_an_outage_stay_known(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    await store.save(KEY)
+    redis_server.kill()
+    await until(store, degraded=True)
+    assert store.find(KEY.digest, T0) == KEY
+    with pytest.raises(StoreUnavailable):
+        await store.save(KEY)
+
+
+async def test_a_server_that_lost_its_keys_is_believed(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    await store.save(KEY)
+    redis_server.empty()
+    async with asyncio.timeout(5):
+        while store.find(KEY.digest, T0) is not None:  # noqa: ASYNC110 - it polls by itself
+            await asyncio.sleep(0.01)
+
+
+async def test_a_proxy_may_start_before_its_redis(redis_server: RedisServer, clock: Clock) -> None:
+    redis_server.kill()
+    store = RedisStore(redis_server.url, clock, tick_s=0.02)
+    await store.start()
+    assert store.degraded == "redis cannot be reached"
+    assert (await ask(store, Reservation("s", LIMITS))).degraded
+    with pytest.raises(StoreUnavailable):  # not "unknown key": it may be a good one
+        store.find(KEY.digest, T0)
+    redis_server.start()
+    await until(store, degraded=False)
+    assert store.find(KEY.digest, T0) is None
+    await store.close()
+
+
+async def test_a_settled_slot_is_free_for_the_very_next_call(store: RedisStore) -> None:
+    limits = Limits(concurrent_requests=1)
+    for _ in range(200):
+        reservation = Reservation("s", limits)
+        assert (await ask(store, reservation)).allowed
+        store.settle(reservation, 0, None, T0)
+
+
+async def test_a_decision_is_one_command(store: RedisStore, redis_server: RedisServer) -> None:
+    async def commands() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        writer.write(b"INFO commandstats\r\n")
+        text = (await reader.readuntil(b"\r\n\r\n")).decode()
+        writer.close()
+        await writer.wait_closed()
+        (line,) = [row for row in text.splitlines() if row.startswith("cmdstat_evalsha:")]
+        return int(line.partition("calls=")[2].partition(",")[0])
+
+    quiet = RedisStore(redis_server.url, Clock(), tick_s=1e6, deadline_s=5)
+    await store.close()  # its polling counts too
+    await quiet.start()
+    before = await commands()
+    for _ in range(10):
+        await ask(quiet, Reservation("s", LIMITS))
+    assert await commands() - before == 10
+    await quiet.close()
+
+
+async def test_a_brace_in_a_subject_does_not_split_its_keys(store: RedisStore) -> None:
+    limits = Limits(concurrent_requests=1)
+    assert (await ask(store, Reservation("}a{b}", limits))).allowed
+    assert not (await ask(store, Reservation("}a{b}", limits))).allowed
