@@ -48,6 +48,16 @@ class Shape:
 _NOT_CONTENT = frozenset({"role", "name", "channel", "recipient"})
 
 
+_TEXT_IN: Mapping[str, Kind] = {
+    "content": "content",
+    "refusal": "content",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+    "tool_calls": "arguments",
+    "function_call": "arguments",
+}
+
+
 def _chat_marked(data: bytes) -> bool:
     # Counting is how `"usage":null`, in every chunk of some providers, is told from an object
     # without a pattern: bytes.count is several times faster than `re` on a chunk.
@@ -116,18 +126,12 @@ def _chat_pieces(doc: Any) -> Iterator[Piece]:
 
 
 def _delta_pieces(index: int, delta: Mapping[str, Any]) -> Iterator[Piece]:
-    for key in ("content", "refusal"):
-        if delta.get(key):
-            yield index, "content", _text(delta[key])
-    for key in ("reasoning_content", "reasoning"):
-        if delta.get(key):
-            yield index, "reasoning", _text(delta[key])
-            break  # some send both spellings of the same text
-    calls = [call.get("function") for call in _dicts(delta.get("tool_calls"))]
-    for function in (*calls, delta.get("function_call")):
-        if isinstance(function, dict):
-            name, arguments = function.get("name"), function.get("arguments")
-            yield index, "arguments", _text(name) + _text(arguments)
+    for key, value in delta.items():
+        if not value or key not in _TEXT_IN:
+            continue
+        if key == "reasoning" and delta.get("reasoning_content"):
+            continue  # some send both spellings of the same text
+        yield index, _TEXT_IN[key], _text(value)
 
 
 def _completion_pieces(doc: Any) -> Iterator[Piece]:
@@ -136,12 +140,15 @@ def _completion_pieces(doc: Any) -> Iterator[Piece]:
 
 
 def _text(value: Any) -> str:
-    """The text in a value that is a string, or Mistral's list of typed parts."""
+    """The text in a string, in Mistral's list of typed parts, or in tool calls."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "".join(_text(part) for part in value)
     if isinstance(value, dict):
+        function = value.get("function") or value
+        if isinstance(function, dict) and ("name" in function or "arguments" in function):
+            return _text(function.get("name")) + _text(function.get("arguments"))
         return _text(value.get("text") or value.get("thinking"))
     return ""
 

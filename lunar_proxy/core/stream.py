@@ -7,8 +7,8 @@
                the usage that follows it is known (a second at most; the clock is the caller's).
     error      An error inside the stream is kept from the client; error_event() ends the stream.
 
-A chunk of whole events without a mark (core.shapes) is returned as the same object, unparsed: some
-microsecond. Everything else goes through the parser. Of an event that has come in part, the bytes
+A chunk of whole events without a mark (core.shapes) is returned as the same object, unparsed.
+Everything else goes through the parser. Of an event that has come in part, the bytes
 from the first mark on are kept until it is whole, because a splice may touch them.
 """
 
@@ -126,14 +126,13 @@ class Stream:
 
     def feed(self, data: bytes) -> bytes:
         """What may be written to the client now. Raises BadAnswer on an event without end."""
-        if (
-            self._plain
-            and not self._parser.pending
-            and data.endswith(_EVENT_ENDS)
-            and not self._marked(data)
-        ):
-            self._transcript.add(data)
-            return data
+        if self._plain and not self._parser.pending:
+            if self._transcript.repeats(data):
+                return data
+            if data.endswith(_EVENT_ENDS) and not self._marked(data):
+                self._transcript.add(data)
+                self._transcript.learn(data)
+                return data
         if self.error is not None:
             return b""
         if self._shape.commits_at_once and data and not self.started:

@@ -3,10 +3,15 @@
 The bytes relayed are kept, and parsed in one go when they grow or when someone asks: mostly nobody
 does, because the provider's usage arrives first. Then only the text is kept, and of a very long
 text only its length, so that thousands of streams can be open.
+
+Most chunks of a stream are the same event with another word in it. Once such an event has been
+parsed, repeats() knows the next one by its two ends and has its text for a slice; this is also what
+tells Stream, for half a microsecond, that there is nothing in the chunk to look for.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +23,12 @@ from .sse import SSEParser
 
 FOLD_BYTES = 8 * 1024  # some 40 chunks; with 2000 streams open it is 16 MB
 KEPT_CHARS = 256 * 1024  # about 64k tokens; beyond it a count is as good an estimate
+
+# The inside of a JSON string. It holds no bare quote or newline, so it cannot end an event either.
+_inside_string = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+').fullmatch
+_NOISE = b'"obfuscation":"'  # OpenAI pads events with it, against reading their lengths
+_LESSONS = 8  # events parsed in vain before we take it that every event differs
+_WORTH_BYTES = 64  # of words, from one lesson, and it was not in vain
 
 
 @dataclass(slots=True)
@@ -44,20 +55,87 @@ class _Parts:
 class Transcript:
     """add() whole events as they are relayed; the rest folds them first."""
 
-    __slots__ = ("_choices", "_keep_all", "_kept", "_pieces", "_raw", "_sequence")
+    __slots__ = (
+        "_choices",
+        "_head",
+        "_joint",
+        "_keep_all",
+        "_kept",
+        "_lessons",
+        "_pieces",
+        "_raw",
+        "_sequence",
+        "_start",
+        "_stop",
+        "_tail",
+        "_where",
+        "_words",
+    )
 
     def __init__(self, pieces: Callable[[Any], Iterator[Piece]], *, keep_text: bool) -> None:
         self._pieces = pieces
         self._keep_all = keep_text
-        self._raw = bytearray()
+        self._words = bytearray()  # of `_where`, as in JSON strings; older than `_raw`
+        self._raw = bytearray()  # events not parsed yet
         self._choices: dict[int, _Parts] = {}
         self._kept = 0
         self._sequence = -1
+        self._head = b"\0"  # matches nothing
+        self._joint = self._tail = b""
+        self._start = self._stop = 0
+        self._where: tuple[int, Kind] = (0, "content")
+        self._lessons = _LESSONS
+
+    def repeats(self, chunk: bytes) -> bool:
+        """True if `chunk` is the event last learned, with another word; it has been added."""
+        if not (chunk.startswith(self._head) and chunk.endswith(self._tail)):
+            return False
+        word = chunk[self._start : self._stop]
+        if self._joint:
+            word, found, noise = word.partition(self._joint)
+            if not found or not _inside_string(noise):
+                return False
+        if not _inside_string(word):
+            return False
+        if self._raw:
+            self._fold()
+        self._words += word
+        if len(self._words) > FOLD_BYTES:
+            self._fold()
+        return True
 
     def add(self, raw: bytes) -> None:
         self._raw += raw
         if len(self._raw) > FOLD_BYTES:
             self._fold()
+
+    def learn(self, chunk: bytes) -> None:
+        """Take `chunk`, whole events without any mark, as an example of what may come again."""
+        if len(self._words) > _WORTH_BYTES:
+            self._lessons = _LESSONS
+        if self._lessons == 0 or len(chunk) > FOLD_BYTES or b"\\" in chunk:
+            return
+        self._lessons -= 1
+        docs = parse_all(chunk)
+        pieces = list(self._pieces(docs[0])) if len(docs) == 1 else []
+        if len(pieces) == 1:
+            self._learn_piece(chunk, *pieces[0])
+
+    def _learn_piece(self, chunk: bytes, index: int, kind: Kind, text: str) -> None:
+        # Without a backslash in the chunk the text stands in it as it is. Found more than once, it
+        # could be another value that happens to be the same word.
+        quoted = b'"%b"' % text.encode()
+        if not text or chunk.count(quoted) != 1:
+            return
+        head, rest = chunk.split(quoted)
+        self._fold()
+        self._where = (index, kind)
+        self._head, self._joint, self._tail = head + b'"', b"", b'"' + rest
+        if _NOISE in rest:
+            before, noise, behind = self._tail.partition(_NOISE)
+            self._joint = before + noise
+            self._tail = behind[behind.index(b'"') :]
+        self._start, self._stop = len(self._head), -len(self._tail)
 
     def said(self) -> list[Said]:
         self._fold()
@@ -79,14 +157,13 @@ class Transcript:
         return self._sequence
 
     def _fold(self) -> None:
-        if not self._raw:
-            return
-        raw, self._raw = bytes(self._raw), bytearray()
-        for doc in parse_all(raw):
-            if isinstance(doc, dict):
-                self._sequence = doc.get("sequence_number", self._sequence)
-                for index, kind, text in self._pieces(doc):
-                    self._keep(index, kind, text)
+        if self._words:
+            words, self._words = self._words, bytearray()
+            self._keep(*self._where, _unescape(bytes(words)))
+        if self._raw:
+            raw, self._raw = bytes(self._raw), bytearray()
+            for doc in parse_all(raw):
+                self._hear(doc)
         for parts in self._choices.values():
             for kind, texts in parts.texts.items():
                 parts.texts[kind] = ["".join(texts)]
@@ -95,11 +172,28 @@ class Transcript:
                 parts.texts.clear()
             self._kept = 0
 
+    def _hear(self, doc: Any) -> None:
+        if isinstance(doc, dict):
+            self._sequence = doc.get("sequence_number", self._sequence)
+            for index, kind, text in self._pieces(doc):
+                self._keep(index, kind, text)
+
     def _keep(self, index: int, kind: Kind, text: str) -> None:
         parts = self._choices.setdefault(index, _Parts())
         parts.chars += len(text)
         parts.texts.setdefault(kind, []).append(text)
         self._kept += len(text)
+
+
+def _unescape(words: bytes) -> str:
+    if b"\\" in words:
+        try:
+            text: str = orjson.loads(b'"%b"' % words)
+        except orjson.JSONDecodeError:
+            pass  # half a surrogate pair: count the escapes for text
+        else:
+            return text
+    return words.decode("utf-8", "replace")
 
 
 def parse_all(raw: bytes) -> list[Any]:

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lunar_proxy.core.annotate import (
+    annotate_json,
+    money,
+    splice_usage,
+    summary_headers,
+    token_members,
+    usage_members,
+    usage_object,
+    value_at,
+    with_members,
+)
+from lunar_proxy.core.jsonspan import apply
+from lunar_proxy.core.model import Cost, Usage
+
+from .streams import CASSETTES, COUNTED, FIELDS, cassette
+
+USAGE = Usage(input_tokens=7, output_tokens=3)
+COST = Cost(Decimal("0.0000001"), Decimal("1"), Decimal(0), Decimal("1.0000001"))
+WHOLE = b"{" + COUNTED + b"}"
+
+
+def test_the_fields_of_a_priced_answer() -> None:
+    assert usage_members(USAGE, COST, 1.23456, 0.5) == (
+        b'"input_cost_usd":0.0000001,"output_cost_usd":1.0,"cache_input_cost_usd":0.0,'
+        b'"total_cost_usd":1.0000001,"latency_ms":1234.560,"ttft_ms":500.000'
+    )
+
+
+def test_an_unknown_price_is_null_and_never_nothing() -> None:
+    fields = json.loads(b"{" + usage_members(USAGE, None, 1, None) + b"}")
+    assert fields == {
+        "input_cost_usd": None,
+        "output_cost_usd": None,
+        "cache_input_cost_usd": None,
+        "total_cost_usd": None,
+        "latency_ms": 1000.0,
+        "ttft_ms": None,
+    }
+
+
+def test_by_the_hour_only_the_total_is_known() -> None:
+    hourly = Cost(None, None, None, Decimal("0.0024"))
+    fields = json.loads(b"{" + usage_members(USAGE, hourly, 1, 1) + b"}")
+    assert fields["total_cost_usd"] == 0.0024
+    assert fields["input_cost_usd"] is None
+
+
+def test_a_count_of_ours_is_marked() -> None:
+    counted = Usage(input_tokens=1, estimated=True)
+    assert json.loads(b"{" + usage_members(counted, None, 1, 1) + b"}")["estimated"] is True
+    assert b"estimated" not in usage_members(USAGE, None, 1, 1)
+
+
+@given(st.decimals(0, 10**6, allow_nan=False, places=10))
+def test_money_is_exact_and_plain(amount: Decimal) -> None:
+    text = money(amount)
+    assert Decimal(text) == amount
+    assert set(text) <= set("0123456789.")
+    assert isinstance(json.loads(text), float)
+
+
+def test_token_names_are_those_of_the_api() -> None:
+    assert token_members(USAGE) == b'"prompt_tokens":7,"completion_tokens":3,"total_tokens":10'
+    assert token_members(USAGE, responses=True) == (
+        b'"input_tokens":7,"output_tokens":3,"total_tokens":10'
+    )
+    assert json.loads(usage_object(USAGE, b'"a":1')) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "a": 1,
+    }
+
+
+def test_headers_say_cost_and_usage() -> None:
+    assert summary_headers(USAGE, COST, b'"a":1') == [
+        ("x-lunar-cost-usd", "1.0000001"),
+        (
+            "x-lunar-usage",
+            '{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10,"a":1}',
+        ),
+    ]
+    assert [name for name, _ in summary_headers(USAGE, None, b'"a":1')] == ["x-lunar-usage"]
+
+
+ANSWERS: dict[str, tuple[bytes, bytes]] = {
+    "object": (b'{"usage":{"p":1},"x":1}', b'{"usage":{"p":1,' + FIELDS + b'},"x":1}'),
+    "spaced": (b'{"usage" : { "p" : 1 } }', b'{"usage" : { "p" : 1,' + FIELDS + b" } }"),
+    "null": (b'{"usage": null}', b'{"usage": ' + WHOLE + b"}"),
+    "empty": (b'{"usage":{}}', b'{"usage":' + WHOLE + b"}"),
+    "absent": (b'{"x":1}', b'{"x":1,"usage":' + WHOLE + b"}"),
+    "nothing at all": (b"{}", b'{"usage":' + WHOLE + b"}"),
+    "nested only": (b'{"x":{"usage":{}}}', b'{"x":{"usage":{}},"usage":' + WHOLE + b"}"),
+    "the last of two counts": (
+        b'{"usage":{"p":1},"usage":{"p":2}}',
+        b'{"usage":{"p":1},"usage":{"p":2,' + FIELDS + b"}}",
+    ),
+    "nonsense": (b'{"usage":7}', b'{"usage":7}'),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_annotates_a_json_answer(body: bytes, expected: bytes) -> None:
+    assert annotate_json(body, FIELDS, WHOLE) == expected
+
+
+@pytest.mark.parametrize("tape", sorted(p.name for p in CASSETTES.glob("*.json")))
+def test_everything_else_is_as_the_provider_sent_it(tape: str) -> None:
+    body = cassette(tape)
+    out = annotate_json(body, FIELDS, WHOLE)
+    before, after = json.loads(body), json.loads(out)
+    assert after["usage"]["total_cost_usd"] == 0.0001
+    out = out.replace(b',"usage":' + WHOLE, b"").replace(WHOLE, b"null")
+    assert out.replace(b"," + FIELDS, b"") == body
+    assert {k: v for k, v in after.items() if k != "usage"} == {
+        k: v for k, v in before.items() if k != "usage"
+    }
+
+
+VALUES = st.none() | st.integers() | st.text() | st.dictionaries(st.text(), st.integers())
+DOCS = st.dictionaries(st.sampled_from(["usage", "a", "b"]), VALUES)
+
+
+@given(DOCS, st.sampled_from([None, 2]))
+def test_a_splice_undone_gives_the_same_bytes(doc: dict[str, Any], indent: int | None) -> None:
+    body = json.dumps(doc, indent=indent).encode()
+    edits = splice_usage(body, FIELDS, WHOLE)
+    out = apply(body, edits)
+    json.loads(out)
+    for start, end, new in edits:
+        assert body[start:end] in (b"", b"null")
+        assert out[:start] + body[start:end] + out[start + len(new) :] == body
+
+
+def test_a_splice_finds_its_object() -> None:
+    body = b'{"type":"x","response":{"usage":null,"a":1}}'
+    assert apply(body, splice_usage(body, FIELDS, WHOLE, ("response",))) == (
+        b'{"type":"x","response":{"usage":' + WHOLE + b',"a":1}}'
+    )
+    assert splice_usage(b'{"usage":null}', FIELDS, WHOLE, ("response",)) == []
+    assert splice_usage(b'{"response":null}', FIELDS, WHOLE, ("response",)) == []
+
+
+def test_nothing_takes_the_place_of_nothing() -> None:
+    assert splice_usage(b'{"usage":null}', FIELDS, None) == []
+    assert splice_usage(b"{}", FIELDS, None) == []
+
+
+def test_value_at_is_the_text_of_the_last_of_its_name() -> None:
+    assert value_at(b'{"a":{"b": 1.0 ,"b":[ 2 ]}}', ("a", "b")) == b"[ 2 ]"
+
+
+def test_members_are_added_on_one_line() -> None:
+    assert with_members(b'{\n "a": 1\n}', b'"b":2') == b'{  "a": 1,"b":2 }'
+    assert with_members(b"{}", b"") == b"{}"
