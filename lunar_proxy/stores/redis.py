@@ -99,6 +99,7 @@ class RedisStore:
         self._version: int | None = None  # of the keys; None: never read
         self._ledger = MemoryLedger()
         self._batches: list[tuple[str, list[Entry]]] = []  # drained, perhaps not yet written
+        self._flushing = asyncio.Lock()
         self._held: dict[str, tuple[str, float]] = {}  # lease -> (subject, when to renew)
         self._owed: list[_Settlement] = []
         self._owed_usd: dict[str, tuple[Limits, Decimal]] = {}  # by subject, of local calls
@@ -280,9 +281,10 @@ class RedisStore:
         for entry in self._ledger.drain():
             by_hour.setdefault(entry.hour, []).append(entry)
         self._batches += [(token_hex(12), entries) for entries in by_hour.values()]
-        while self._batches:
-            await self._add_batch(*self._batches[0])
-            del self._batches[0]
+        async with self._flushing:  # the ticker and a query may both be here
+            while self._batches:
+                await self._add_batch(*self._batches[0])
+                del self._batches[0]
 
     async def _add_batch(self, name: str, entries: list[Entry]) -> None:
         hour = entries[0].hour
