@@ -95,7 +95,7 @@ class App:
         self.log = log
         self.stopping = asyncio.Event()
         self.pool = Pool(time.monotonic, upstream_tls(config))
-        self.store: Store = open_store(config.store.url)
+        self.store: Store = open_store(config.store.url, time.time)  # noqa: TID251
         self.shelves: Mapping[str, Shelf] = load_prices()
         runtime = self._compile(config, generation=1)
         self.metrics = Metrics(known=runtime.known, version=__version__)
