@@ -86,7 +86,7 @@ def plan(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
         names = configured_fallbacks(asked, targets, catalogue)
     for name in names:
         try:
-            more = resolve(Asked(name, own_key=asked.own_key), catalogue, facts)
+            more = resolve(Asked(name), catalogue, facts)  # the caller's key is for one provider
         except ModelNotFound:
             if asked.fallbacks is not None:
                 raise
@@ -217,7 +217,7 @@ def _alias(
             if inner is not None and name not in seen:
                 found = _alias(asked, inner, catalogue, facts, seen | {name})
             else:
-                found = resolve(Asked(name, own_key=asked.own_key), catalogue, facts)
+                found = resolve(Asked(name), catalogue, facts)
         except ModelNotFound as error:
             problem = error
             continue
@@ -238,7 +238,10 @@ def _bare(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
     found = _unique([*listed, *priced])
     if not found and "openai" in catalogue.providers and asked.model.startswith(_OPENAI_FAMILIES):
         found = [Target("openai", asked.model)]
-    usable = [t for t in found if _usable(catalogue.providers[t.provider], asked.own_key)]
+    usable = [t for t in found if catalogue.providers[t.provider].enabled]
+    if not usable and asked.own_key:
+        # Whose key it is, nobody says: only the model's maker, who is listed first, may see it.
+        usable = [t for t in found[:1] if catalogue.providers[t.provider].bring_key]
     if not usable:
         raise _not_found(asked.model, found, catalogue)
 

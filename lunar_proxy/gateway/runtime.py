@@ -22,7 +22,6 @@ from lunar_proxy.core.routing import DEPLOYMENTS, Alias, Catalogue, Known
 from lunar_proxy.pricing import PriceTable, Shelf, price_from
 from lunar_proxy.providers import DIALECTS, demo
 from lunar_proxy.providers.base import Account, Origin, Timeouts
-from lunar_proxy.providers.builtin import BUILTIN
 from lunar_proxy.relay.health import Breaker
 
 _PORTS = {"http": 80, "https": 443, "demo": 0}
@@ -150,7 +149,7 @@ def _account(provider: ResolvedProvider) -> Account:
         api_version=provider.api_version,
         globs=tuple(provider.models or ()),
         timeouts=_timeouts(provider.timeouts),
-        needs_key=provider.id in BUILTIN and not BUILTIN[provider.id].no_key,
+        bring_key=provider.bring_key,
         chat_only=provider.id in CHAT_ONLY,
         enabled=provider.enabled,
         why_disabled=provider.why_disabled or "",
@@ -170,7 +169,6 @@ def _deployment(name: str, deployment: Deployment, config: Config) -> Account:
         api_version=deployment.api_version,
         globs=(name,),
         timeouts=_timeouts(merge_timeouts(config.timeouts, deployment.timeouts)),
-        needs_key=False,
     )
 
 

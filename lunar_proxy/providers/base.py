@@ -52,7 +52,7 @@ class Account:
     api_version: str | None = None
     globs: tuple[str, ...] = ()  # model ids it is known to serve
     timeouts: Timeouts = field(default_factory=Timeouts)
-    needs_key: bool = True
+    bring_key: bool = False  # without a key of ours, the caller's own may go to it
     chat_only: bool = False  # has no legacy /completions
     enabled: bool = True
     why_disabled: str = ""

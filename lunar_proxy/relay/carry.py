@@ -260,9 +260,16 @@ class Carrier:
         if call.doc is not None and self.upload is None:
             model = model_id if "model" in call.doc else None
             body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage)
-        key = account.keys[step.key % len(account.keys)] if account.keys else call.own_key
+        key = self._key(step, account)
         target = replace(step.target, model=model_id)
         return account.dialect.request(call, target, account, key, body)
+
+    def _key(self, step: Send, account: Account) -> bytes | None:
+        """Ours, or the caller's own for the one provider it was sent for (CONTRACT 3)."""
+        if account.keys:
+            return account.keys[step.key % len(account.keys)]
+        first = self.exchange.plan[0].provider
+        return self.call.own_key if account.bring_key and account.id == first else None
 
     def _stream(self, injected: bool) -> Stream:
         call = self.call

@@ -87,6 +87,22 @@ def test_a_callers_own_key_opens_a_provider_without_one() -> None:
     assert resolve(Asked("off/x", own_key=True), CATALOGUE, FACTS) == [Target("off", "x")]
 
 
+OWN_KEY = Catalogue(
+    providers={
+        "maker": Known(enabled=False, bring_key=True, why_disabled="no key"),
+        "seller": Known(enabled=False, bring_key=True, why_disabled="no key"),
+        "ours": Known(),
+    },
+    fallbacks=(("m", ("seller/m", "ours/m")),),
+    serves=lambda model: [Target("maker", model), Target("seller", model)],
+)
+
+
+def test_a_callers_own_key_is_shown_to_one_provider_only() -> None:
+    found = plan(Asked("m", own_key=True), OWN_KEY, FACTS)
+    assert [str(t) for t in found] == ["maker/m", "ours/m"]
+
+
 def test_weights_share_the_first_place() -> None:
     draws = iter([0.9, 0.1, 0.1] * 2)
     facts = Facts(draw=lambda: next(draws))
