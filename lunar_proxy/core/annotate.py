@@ -6,10 +6,12 @@ again, it leaves the provider's bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 from .jsonspan import Edit, Member, apply, insertion, members
 from .model import Cost, Usage
+from .sse import data_spans
 
 _TEN_DECIMALS = Decimal("1e-10")
 _COST_FIELDS = ("input_cost_usd", "output_cost_usd", "cache_input_cost_usd", "total_cost_usd")
@@ -92,6 +94,22 @@ def summary_headers(usage: Usage, cost: Cost | None, added: bytes) -> list[tuple
     if cost is not None:
         headers.insert(0, ("x-lunar-cost-usd", money(cost.total)))
     return headers
+
+
+def event_edits(raw: bytes, edits: Sequence[Edit]) -> list[Edit]:
+    """Edits of an event's data as edits of its bytes."""
+    return [
+        Edit(start := _raw_offset(raw, edit.start), start + edit.end - edit.start, edit.new)
+        for edit in edits
+    ]
+
+
+def _raw_offset(raw: bytes, offset: int) -> int:
+    for start, end in data_spans(raw):
+        if start + offset <= end:
+            return start + offset
+        offset -= end - start + 1
+    raise ValueError("an offset beyond the data")
 
 
 def with_members(object_text: bytes, added: bytes) -> bytes:

@@ -76,11 +76,11 @@ def _read_choices(name: bytes, doc: Any, has_content: Callable[[Any], bool]) -> 
         doc = doc[0] if doc else None
     if not isinstance(doc, dict):
         return Meaning(error=name == b"error")
-    choices = _dicts(doc.get("choices"))
-    reasons = [(_index(choice), choice.get("finish_reason")) for choice in choices]
+    choices = choices_of(doc)
+    reasons = [(index, choice.get("finish_reason")) for index, choice in choices]
     usage, path = _find_usage(doc)
     return Meaning(
-        content=any(has_content(choice) for choice in choices),
+        content=any(has_content(choice) for _, choice in choices),
         finished=tuple(index for index, reason in reasons if reason),
         error=_is_fault(name, doc) or any(reason == "error" for _, reason in reasons),
         usage=usage,
@@ -119,10 +119,10 @@ def _read_completion(name: bytes, doc: Any) -> Meaning:
 
 
 def _chat_pieces(doc: Any) -> Iterator[Piece]:
-    for choice in _dicts(doc.get("choices") if isinstance(doc, dict) else None):
+    for index, choice in choices_of(doc):
         delta = choice.get("delta")
         if isinstance(delta, dict):
-            yield from _delta_pieces(_index(choice), delta)
+            yield from _delta_pieces(index, delta)
 
 
 def _delta_pieces(index: int, delta: Mapping[str, Any]) -> Iterator[Piece]:
@@ -135,8 +135,8 @@ def _delta_pieces(index: int, delta: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def _completion_pieces(doc: Any) -> Iterator[Piece]:
-    for choice in _dicts(doc.get("choices") if isinstance(doc, dict) else None):
-        yield _index(choice), "content", _text(choice.get("text"))
+    for index, choice in choices_of(doc):
+        yield index, "content", _text(choice.get("text"))
 
 
 def _text(value: Any) -> str:
@@ -153,8 +153,12 @@ def _text(value: Any) -> str:
     return ""
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+def choices_of(doc: Any) -> list[tuple[int, dict[str, Any]]]:
+    """The choices of a chunk with their indexes; what is not of that shape is left out."""
+    choices = doc.get("choices") if isinstance(doc, dict) else None
+    if not isinstance(choices, list):
+        return []
+    return [(_index(choice), choice) for choice in choices if isinstance(choice, dict)]
 
 
 def _index(choice: Mapping[str, Any]) -> int:

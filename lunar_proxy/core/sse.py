@@ -37,6 +37,11 @@ class SSEEvent(NamedTuple):
     event: bytes
     data: bytes
 
+    @classmethod
+    def of(cls, data: bytes) -> SSEEvent:
+        """An event of our own: nameless, its data on one line."""
+        return cls(b"data: %b\n\n" % data, b"", data)
+
 
 class SSEParser:
     """feed() as bytes come, eof() once; `pending` are the bytes of the event not yet whole."""

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .annotate import splice_usage, value_at, with_members
+from .annotate import event_edits, splice_usage, value_at, with_members
+from .continuation import Continuation
 from .errors import BadAnswer
 from .jsonspan import Edit, apply
-from .lastevent import Names, last_event
+from .lastevent import Names, empty_end, last_event
 from .shapes import CHAT, COMPLETION, OPAQUE, RESPONSES, Meaning, Shape
-from .sse import MAX_EVENT_BYTES, SSEEvent, SSEParser, data_spans
+from .sse import MAX_EVENT_BYTES, SSEEvent, SSEParser
 from .transcript import Said, Transcript
 
 __all__ = ["CHAT", "COMPLETION", "OPAQUE", "RESPONSES", "Fault", "Said", "Shape", "Stream"]
@@ -63,6 +64,7 @@ class Stream:
     __slots__ = (
         "_asked",
         "_choices",
+        "_continuation",
         "_created",
         "_done",
         "_finished",
@@ -121,6 +123,7 @@ class Stream:
         self._usage_final = False  # it came in an event of its own, not with every chunk
         self._finished: set[int] = set()
         self._done = False
+        self._continuation: Continuation | None = None
 
     # --- bytes ------------------------------------------------------------------------------
 
@@ -137,6 +140,8 @@ class Stream:
             return b""
         if self._shape.commits_at_once and data and not self.started:
             self.started = self._plain = True
+        if self._continuation is not None:
+            data = self._continuation.feed(data)
         out = self._take(self._parser.feed(data))
         if self.error is None:
             self._relay_part(out)
@@ -151,6 +156,8 @@ class Stream:
     def eof(self) -> bytes:
         """What is left to write when the provider's side has ended; then see `complete`."""
         out: list[bytes] = []
+        if self._continuation is not None and self.error is None:
+            out += self._take(self._parser.feed(self._continuation.eof()))
         for event in self._parser.eof() if self.error is None else ():
             out += self._end_inside(event)
         if self.error is None:
@@ -160,8 +167,22 @@ class Stream:
     def error_event(self, message: str, type: str, code: str) -> bytes:
         """The one last event of a stream that failed, and the end (CONTRACT 6)."""
         part = self._parser.pending[: self._sent] or self._open
-        names = Names(self.id, self.model, self._created, self._transcript.sequence + 1)
-        return last_event(self._shape.name, part, names, message, type, code)
+        return last_event(self._shape.name, part, self._names(), message, type, code)
+
+    def resume(self) -> bytes:
+        """Take up a broken stream with another provider's (core.continuation).
+
+        Returns what ends the event that broke, without its half of a word. Then feed() and eof()
+        take the bytes of the new one; `diverged` says that it is not the same. `usage` and `error`
+        start anew: keep those of the first answer before.
+        """
+        out = self.eof() + empty_end(self._shape.name, self._open, self._names())
+        self._continuation = Continuation(self._shape, self.text(), self.id, self.model)
+        self._parser = SSEParser()
+        self._plain, self._open, self._sent = False, b"", 0
+        self.error = self.usage = self._usage_source = None
+        self._usage_final = False
+        return out
 
     # --- what is known ----------------------------------------------------------------------
 
@@ -189,6 +210,28 @@ class Stream:
         return self._done or self.finish_seen or self._shape.commits_at_once
 
     @property
+    def can_resume(self) -> bool:
+        """All that was relayed is text that is still known, of choices that have not finished."""
+        said = self.text()
+        return (
+            self._shape.usage_may_follow
+            and self.started
+            and not self._finished
+            and any(choice.chars for choice in said)
+            and all(choice.chars == len(choice.text) and not choice.arguments for choice in said)
+        )
+
+    @property
+    def joined(self) -> bool:
+        """A resumed stream has reached the place where it broke."""
+        return self._continuation is not None and self._continuation.joined
+
+    @property
+    def diverged(self) -> bool:
+        """The answer to resume with is another one: nothing more of it is relayed."""
+        return self._continuation is not None and self._continuation.diverged
+
+    @property
     def tool_call_open(self) -> bool:
         """A choice has begun a tool call and not finished."""
         return any(said.arguments and said.index not in self._finished for said in self.text())
@@ -196,6 +239,9 @@ class Stream:
     def text(self) -> list[Said]:
         """What has been relayed, choice by choice."""
         return self._transcript.said()
+
+    def _names(self) -> Names:
+        return Names(self.id, self.model, self._created, self._transcript.sequence + 1)
 
     # --- what an event means ----------------------------------------------------------------
 
@@ -341,7 +387,7 @@ class Stream:
         if self._usage_source is not None:
             whole = with_members(value_at(*self._usage_source), added)
         edits = splice_usage(event.data, added, whole, self._shape.usage_in)
-        return [_in_raw(event.raw, edit) for edit in edits]
+        return event_edits(event.raw, edits)
 
     def _pass(
         self, out: list[bytes], event: SSEEvent, sent: int, edits: Sequence[Edit] = ()
@@ -376,19 +422,6 @@ class Stream:
 
 def _may_be(beginnings: tuple[bytes, ...], head: bytes) -> bool:
     return head.startswith(beginnings) or any(b.startswith(head) for b in beginnings)
-
-
-def _in_raw(raw: bytes, edit: Edit) -> Edit:
-    start = _raw_offset(raw, edit.start)
-    return Edit(start, start + edit.end - edit.start, edit.new)
-
-
-def _raw_offset(raw: bytes, offset: int) -> int:
-    for start, end in data_spans(raw):
-        if start + offset <= end:
-            return start + offset
-        offset -= end - start + 1
-    raise ValueError("an offset beyond the data")
 
 
 def _loads(data: bytes) -> Any:
