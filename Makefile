@@ -1,0 +1,67 @@
+# Everything a newcomer needs: `make run` starts the proxy, `make test` runs what CI runs.
+
+PYTHON ?= python3
+ARGS ?=
+BENCH ?= ../shared/proxybench
+BENCH_WORK ?= .bench
+BENCH_ARGS ?= --rounds 4 --nice -8
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Debian packages by the command each provides: the tests start a real Redis, and make certificates.
+TOOLS := redis-server:redis-server curl:curl openssl:openssl
+
+.DEFAULT_GOAL := help
+.PHONY: help run install dev tools lint types imports unit test bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## the proxy with its demo provider; no key, no network needed (ARGS="--listen 127.0.0.1:9000")
+	$(BIN)/lunar-proxy serve --demo $(ARGS)
+
+install: $(VENV)/.installed ## only make .venv and install the package into it
+
+dev: $(VENV)/.dev ## also install what the tests need
+
+test: $(VENV)/.dev tools lint types imports unit ## everything .ci/run runs
+
+lint: $(VENV)/.dev ## ruff: rules and layout
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## mypy --strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream")
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term $(ARGS)
+
+bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR, BENCH_ARGS="--rounds 1 --scale 0.4")
+	@test -f $(BENCH)/run.py || { echo "no proxybench in $(BENCH): give BENCH=DIR"; exit 2; }
+	@mkdir -p $(BENCH_WORK)
+	$(BIN)/python $(BENCH)/run.py --work $(BENCH_WORK) $(BENCH_ARGS) \
+	  --contestants direct,nginx,aiohttp-uvloop,lunar \
+	  --start 'lunar=env UPSTREAM={upstream} $(abspath $(BIN))/lunar-proxy serve --config $(CURDIR)/tests/bench.yaml --listen 127.0.0.1:{port} --admin 127.0.0.1:0'
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
+
+tools:
+	@.ci/packages $(TOOLS)
+
+$(BIN)/python:
+	@.ci/python $(PYTHON) $(VENV)
+
+# Editable, so that a change to the source or a `git pull` is in force at the next start.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing lunar-proxy into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
