@@ -165,19 +165,20 @@ def host_table(
     named = [
         HostEntry(pattern, provider or by_host.get(pattern))
         for host, provider in hosts
-        if (pattern := _pattern(host))
+        if (pattern := host_pattern(host))
     ]
     return HostTable((*named, *known))
 
 
 def _entry(provider: str, base_url: str) -> HostEntry | None:
     url = urlsplit(base_url)
-    pattern = _pattern(url.hostname or "")
+    pattern = host_pattern(url.hostname or "")
     port = url.port or (80 if url.scheme == "http" else _HTTPS)
     return HostEntry(pattern, provider, port) if pattern else None
 
 
-def _pattern(host: str) -> str | None:
+def host_pattern(host: str) -> str | None:
+    """The one spelling of a name, an address or `*.NAME`; None when it is none of them."""
     star, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
     clean = _ipv6(f"[{name.strip('[]')}]") if ":" in name else canonical_host(name)
     return star + clean if clean else None
@@ -314,7 +315,7 @@ def parse_parent(url: str) -> Parent:
     """Read `http://[user:pass@]host:port`. The ValueError never quotes the URL and its password."""
     try:
         parts = urlsplit(url)
-        host, port = _pattern(parts.hostname or ""), parts.port or 80
+        host, port = host_pattern(parts.hostname or ""), parts.port or 80
     except ValueError:
         parts, host, port = None, None, 0
     if parts is None or host is None or parts.scheme != "http" or parts.path not in ("", "/"):
