@@ -19,12 +19,24 @@ from .dial import Landing
 # Above this much unsent data the other side stops reading. A read brings up to 256 KiB at once, so
 # less would stop and start at every read; more only fills memory.
 HIGH_WATER = 262_144
+# A tunnel is idle when so many looks in a row, spread over `idle_s`, saw no byte move. Looking at
+# the byte counts now and then costs nothing where it would hurt, at every chunk.
+LOOKS = 4
 
 
 class Tunnel:
     """Both ends and their idle timer. `on_end` is called once, when both connections are gone."""
 
-    __slots__ = ("_idle_s", "_loop", "_on_end", "_timer", "active_at", "client", "upstream")
+    __slots__ = (
+        "_idle_looks",
+        "_loop",
+        "_on_end",
+        "_step_s",
+        "_timer",
+        "_was",
+        "client",
+        "upstream",
+    )
 
     def __init__(
         self,
@@ -37,15 +49,16 @@ class Tunnel:
     ) -> None:
         """`only_name`: TLS inside may ask for this host and no other."""
         self._loop = asyncio.get_running_loop()
-        self._idle_s = idle_s
+        self._step_s = idle_s / LOOKS
         self._on_end = on_end
-        self.active_at = self._loop.time()
+        self._idle_looks = 0
+        self._was = (0, 0)
         near = End(client, upstream) if only_name is None else Gate(client, upstream, only_name)
         far = End(upstream, client)
         near.join(self, far)
         far.join(self, near)
         self.client, self.upstream = near, far
-        self._timer = self._loop.call_later(idle_s, self._check_idle)
+        self._timer = self._loop.call_later(self._step_s, self._look)
 
     def start(self, client: Landing, upstream: Landing) -> None:
         """Take over from the landings: what they hold goes first, then what comes."""
@@ -61,16 +74,14 @@ class Tunnel:
             self._timer.cancel()
             self._on_end(self)
 
-    def touch(self) -> None:
-        self.active_at = self._loop.time()
-
-    def _check_idle(self) -> None:
-        """One timer a tunnel, set anew when it fires, not at every chunk."""
-        left = self.active_at + self._idle_s - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._check_idle)
-        else:
+    def _look(self) -> None:
+        now = self.client.bytes_read, self.upstream.bytes_read
+        self._idle_looks = self._idle_looks + 1 if now == self._was else 0
+        self._was = now
+        if self._idle_looks >= LOOKS:
             self.abort()
+        else:
+            self._timer = self._loop.call_later(self._step_s, self._look)
 
 
 def _take_over(end: End, landing: Landing) -> None:
@@ -105,12 +116,10 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.bytes_read += len(data)
-        self._tunnel.touch()
         self._to.write(data)
 
     def eof_received(self) -> bool:
         self.ended = True
-        self._tunnel.touch()
         if self._peer.ended:
             self.close()
         elif not self._to.is_closing():
@@ -150,7 +159,6 @@ class Gate(End):
         if self._reader is None:
             super().data_received(data)
             return
-        self._tunnel.touch()
         match self._reader.feed(data):
             case None:
                 pass
