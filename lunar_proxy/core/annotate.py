@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from .jsonspan import Edit, Member, apply, insertion, members
+from .jsonspan import Edit, Member, apply, insertion, members, value_end
 from .model import Cost, Usage
 from .sse import data_spans
 
+_USAGE = b'"usage"'
 _TEN_DECIMALS = Decimal("1e-10")
 _COST_FIELDS = ("input_cost_usd", "output_cost_usd", "cache_input_cost_usd", "total_cost_usd")
 
@@ -86,6 +87,20 @@ def annotate_json(
 ) -> bytes:
     """A whole JSON answer (an object) with the fields in its `usage`; see splice_usage()."""
     return apply(body, splice_usage(body, added, whole, inside))
+
+
+def add_to_usage(body: bytes, added: bytes) -> bytes:
+    """The same for an answer known to have a top-level `usage` that is a non-empty object.
+
+    If the quoted word occurs once, and no key is spelled with escapes, that is where it stands:
+    inside a string its quotes would be escaped. So the rest of the answer need not be scanned.
+    """
+    key = body.rfind(_USAGE)
+    if body.find(_USAGE, 0, key) >= 0 or b"\\u00" in body:
+        return annotate_json(body, added, None)
+    value = body.index(b"{", key)
+    end = value_end(body, value) - 1
+    return b"%b,%b%b" % (body[:end], added, body[end:])
 
 
 def summary_headers(usage: Usage, cost: Cost | None, added: bytes) -> list[tuple[str, str]]:

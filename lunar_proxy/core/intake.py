@@ -9,7 +9,7 @@ import orjson
 
 from . import headers as h
 from .errors import InvalidRequest
-from .model import Annotate, Call, Headers
+from .model import Annotate, Call, Headers, Identity
 
 # Endpoints whose body must be a JSON object that names a model.
 MODEL_ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings"})
@@ -35,8 +35,19 @@ class Incoming:
     uploading: bool = False
 
 
-def read_call(incoming: Incoming, *, new_id: str, annotate: Annotate) -> Call:
-    """The call that `incoming` makes. Raises InvalidRequest."""
+def read_call(
+    incoming: Incoming,
+    *,
+    new_id: str,
+    annotate: Annotate,
+    identity: Identity | None = None,
+    own_key: bytes | None = None,
+    form_model: str = "",
+) -> Call:
+    """The call that `incoming` makes. Raises InvalidRequest.
+
+    `identity` and `own_key` are who it comes from; `form_model` is the model of a multipart form.
+    """
     endpoint = endpoint_of(incoming.path)
     doc = _document(incoming, endpoint)
     if endpoint in MODEL_ENDPOINTS and incoming.method == b"POST":
@@ -51,12 +62,14 @@ def read_call(incoming: Incoming, *, new_id: str, annotate: Annotate) -> Call:
         body=incoming.body,
         doc=doc,
         endpoint=endpoint,
-        model=doc_model if isinstance(doc_model, str) else "",
+        model=doc_model if isinstance(doc_model, str) else form_model,
         stream=bool(doc and doc.get("stream") is True),
         annotate=_annotate(incoming.headers, annotate),
         include_usage=_include_usage(doc),
         accepted_at=incoming.accepted_at,
         client=incoming.client,
+        identity=identity,
+        own_key=own_key,
     )
 
 

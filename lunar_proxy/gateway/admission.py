@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -174,7 +174,3 @@ def max_tokens(call: Call) -> int | None:
             n = doc.get("n")
             return value * (n if isinstance(n, int) and 0 < n <= 128 else 1)
     return None
-
-
-def identified(call: Call, caller: Caller) -> Call:
-    return replace(call, identity=caller.identity, own_key=caller.own_key)

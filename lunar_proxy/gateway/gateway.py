@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lunar_proxy.core import routing
@@ -38,7 +38,7 @@ from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.stores import Reservation, Store, entry
 
-from .admission import Callers, Limiter, identified, limits_of, permitted
+from .admission import Callers, Limiter, limits_of, permitted
 from .runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -150,11 +150,15 @@ class Gateway:
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
         runtime = self.runtime
-        call = read_call(incoming, new_id=ticket.call.id, annotate=runtime.config.annotate)
-        if upload is not None and upload.model is not None:
-            call = replace(call, model=upload.model.value)
-        call = identified(call, await self.callers.of(call.headers, call.client))
-        ticket.call = call
+        caller = await self.callers.of(incoming.headers, incoming.client)
+        ticket.call = call = read_call(
+            incoming,
+            new_id=ticket.call.id,
+            annotate=runtime.config.annotate,
+            identity=caller.identity,
+            own_key=caller.own_key,
+            form_model=upload.model.value if upload is not None and upload.model else "",
+        )
         plan = self._plan(runtime, call)
         ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
         limit_headers = rate_limit_headers(ticket.verdict)

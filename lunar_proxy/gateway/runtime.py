@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ from lunar_proxy.providers import DIALECTS, demo
 from lunar_proxy.providers.base import Account, Origin, Timeouts
 from lunar_proxy.relay.health import Breaker
 
+# Bare model ids whose sellers are remembered; callers use a handful of them.
+REMEMBERED = 1024
 _PORTS = {"http": 80, "https": 443, "demo": 0}
 # Providers without a legacy /completions; theirs is made of a chat (CONTRACT 7).
 CHAT_ONLY = frozenset({"anthropic", "gemini", "cohere", "perplexity", "groq", "xai", "mistral"})
@@ -118,8 +121,9 @@ def compile_config(
 def _catalogue(
     config: Config, resolved: Sequence[ResolvedProvider], prices: PriceTable
 ) -> Catalogue:
+    @lru_cache(maxsize=REMEMBERED)
     def serves(model: str) -> Sequence[Target]:
-        return [Target(provider, id) for provider, id in prices.providers_of(model)]
+        return tuple(Target(provider, id) for provider, id in prices.providers_of(model))
 
     return Catalogue(
         providers={

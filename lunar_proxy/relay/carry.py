@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, assert_never
 
 import orjson
@@ -145,6 +145,7 @@ class Carrier:
     waited_s: float = 0.0  # spent waiting for providers and in backoff
     reply: Reply | None = None
     _calls: int = 0
+    _doc: Any = None  # the whole JSON answer, parsed
 
     async def run(self) -> None:
         """Carry the call to its end. Raises ProxyError when the client has seen nothing yet."""
@@ -259,9 +260,9 @@ class Carrier:
         body = call.body
         if call.doc is not None and self.upload is None:
             model = model_id if "model" in call.doc else None
-            body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage)
+            body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
         key = self._key(step, account)
-        target = replace(step.target, model=model_id)
+        target = Target(step.target.provider, model_id)
         return account.dialect.request(call, target, account, key, body)
 
     def _key(self, step: Send, account: Account) -> bytes | None:
@@ -320,7 +321,7 @@ class Carrier:
     def _check_json(self, reply: Reply) -> None:
         body = reply.whole()
         try:
-            doc = orjson.loads(body)
+            doc = self._doc = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise BadAnswer("the provider's answer is not valid JSON") from None
         if isinstance(doc, dict) and doc.get("error"):
@@ -348,17 +349,20 @@ class Carrier:
 
     def _annotated(self, reply: Reply, meter: Meter) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """A whole JSON answer and the headers that say what it cost (CONTRACT 5)."""
-        body = reply.whole()
-        doc: Any = orjson.loads(body) if body else None
+        body, doc = reply.whole(), self._doc
+        if doc is None and b'"usage"' in body:
+            doc = _loads(body)
         if not isinstance(doc, dict) or not (
             self.call.endpoint in METERED or isinstance(doc.get("usage"), dict)
         ):
             return body, []
         raw = doc.get("usage")
-        usage = meter.fix(
-            raw if isinstance(raw, dict) else None, [Said(0, content=answer.text_of(doc))]
-        )
+        raw = raw if isinstance(raw, dict) and raw else None
+        said = () if raw else (Said(0, content=answer.text_of(doc)),)
+        usage = meter.fix(raw, said)
         if self.call.annotate is Annotate.FULL:
+            if raw:
+                return annotate.add_to_usage(body, meter.added()), []
             whole = b"{" + meter.counts() + b"," + meter.added() + b"}"
             return annotate.annotate_json(body, meter.added(), whole), []
         if self.call.annotate is Annotate.HEADERS:
@@ -456,6 +460,13 @@ class _Skipped(ProxyError):
     def __init__(self, wait_s: float) -> None:
         super().__init__("not asked")
         self.wait_s = wait_s
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _field_value(text: str) -> bytes:
