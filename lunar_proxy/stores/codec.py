@@ -13,7 +13,7 @@ import orjson
 
 from lunar_proxy.core.limits import Budget, Limits, Per
 
-from .base import KeyRecord
+from .base import KeyRecord, Spend
 
 _FIELDS = frozenset(field.name for field in fields(KeyRecord))
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
@@ -72,3 +72,15 @@ def _budget(doc: object) -> Budget:
     if not usd.is_finite() or usd < 0:
         raise ValueError("limits.budget.usd: not an amount")
     return Budget(usd, doc.get("per", "month"))
+
+
+def spend_as_dict(spend: Spend) -> dict[str, Any]:
+    """For `orjson`. The cost is a JSON number with all its ten decimals, not a float's."""
+    return {
+        "requests": spend.requests,
+        "input_tokens": spend.input_tokens,
+        "output_tokens": spend.output_tokens,
+        "cached_tokens": spend.cached_tokens,
+        "cost_usd": orjson.Fragment(f"{spend.usd:.10f}"),
+        "unpriced": spend.unpriced,
+    }

@@ -12,6 +12,8 @@ import secrets
 import string
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 from lunar_proxy.core.errors import InvalidRequest, NotFound, Unauthorized
 from lunar_proxy.core.identity import LIVE, SHOWN, TEST, digest, unknown_key
@@ -19,6 +21,7 @@ from lunar_proxy.core.limits import Limits
 from lunar_proxy.core.model import Identity
 
 from .base import KeyRecord, KeyStore
+from .codec import limits_as_dict
 from .memory import MemoryKeys
 
 _BASE62 = string.digits + string.ascii_letters
@@ -117,6 +120,34 @@ async def rotate(
     )
     await store.save(record)
     return record, key
+
+
+def describe(record: KeyRecord, now: float) -> dict[str, Any]:
+    """What an administrator is shown of a key, as JSON: never the key, nor its digest."""
+    graced = active(record, now) and record.old_until is not None and record.old_until > now
+    return {
+        "id": record.id,
+        "name": record.name,
+        "prefix": record.prefix,
+        "state": _state(record, now),
+        "models": list(record.models),
+        "limits": None if record.limits is None else limits_as_dict(record.limits),
+        "created_at": _when(record.created_at),
+        "expires_at": _when(record.expires_at),
+        "revoked_at": _when(record.revoked_at),
+        "last_used_at": _when(record.last_used_at),
+        "old_key_until": _when(record.old_until if graced else None),
+    }
+
+
+def _state(record: KeyRecord, now: float) -> str:
+    if active(record, now):
+        return "active"
+    return "expired" if record.revoked_at is None else "revoked"
+
+
+def _when(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(int(at), UTC).isoformat()
 
 
 def active(record: KeyRecord, now: float) -> bool:
