@@ -78,9 +78,7 @@ def _end_event(part: bytes, doc: dict[str, Any], name: bytes) -> bytes:
         return b""
     open_line = lines[-1] if not part.endswith((b"\r", b"\n")) else b""
     data = [part[start:end] for start, end in data_spans(part)]
-    if open_line == b"data":
-        lead = b":"
-    elif open_line.startswith(b"data:"):
+    if open_line.startswith(b"data:"):
         lead = b""
     else:
         lead = (b"\n" if open_line else b"") + b"data: "

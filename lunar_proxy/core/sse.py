@@ -24,8 +24,8 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-# Two line ends in a row. The atomic group keeps a CRLF from being read as two line ends.
-_EVENT_END = re.compile(rb"(?>\r\n|\n)(?:\r\n|\n|\r(?=[^\n]))|\r\r")
+# Two line ends in a row. A CR before its LF is no line end of its own, hence the three cases.
+_EVENT_END = re.compile(rb"(?:\r\n|\n)(?:\r\n|\n|\r(?=[^\n]))|\r\r")
 _OVERLAP = 3  # an end of at most 4 bytes of which 3 were already there
 _BLANK_LINES = re.compile(rb"[\r\n]*")
 

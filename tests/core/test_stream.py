@@ -387,6 +387,19 @@ def test_of_two_choices_only_the_last_finish_has_the_usage() -> None:
     assert documents(stream.feed(USAGE))[0]["usage"]["prompt_tokens"] == 9
 
 
+def test_an_event_that_is_half_out_stays_whole() -> None:
+    stream = opened(CHAT, injected=True, splice=False)
+    stream.feed(HELLO)
+    assert stream.feed(USAGE[:20]) + stream.feed(USAGE[20:]) == USAGE
+
+
+def test_what_is_out_already_is_not_spliced() -> None:
+    finish = STOP.replace(b'{"id"', b'{"usag\\u0065":null,"id"')
+    stream = opened(CHAT)
+    out = stream.feed(HELLO + finish[:40]) + stream.feed(finish[40:]) + stream.eof()
+    assert out == HELLO + finish
+
+
 def test_what_is_not_the_injected_event_stays() -> None:
     annotations = event({"choices": [], "content_filter_offsets": {}})
     stream = opened(CHAT, injected=True)
@@ -467,6 +480,18 @@ def test_wherever_it_is_cut_the_client_sees_the_error_event(tape: str) -> None:
         assert [c["finish_reason"] for c in last["choices"]] == ["error"]
         whole = documents(raw)
         assert before == whole[: len(before)]
+
+
+def test_a_half_event_with_a_name_loses_it() -> None:
+    raw = cassette("openai_chat.sse").replace(b"data: {", b"event: chunk\ndata: {")
+    for cut in range(raw.index(b"Hello"), raw.index(b'"stop"')):
+        stream = opened(CHAT)
+        out = stream.feed(raw[:cut]) + stream.eof()
+        if not stream.started:
+            continue
+        last = SSEParser().feed(out + stream.error_event(*LAST))[-2]
+        assert last.event == b""
+        assert orjson.loads(last.data)["error"]["code"] == LAST[2]
 
 
 def test_wherever_a_responses_stream_is_cut_its_error_is_last() -> None:

@@ -70,6 +70,14 @@ def test_another_event_is_not_taken_for_it(raw: bytes) -> None:
     assert not heard.repeats(raw)
 
 
+def test_words_keep_their_place_among_other_events() -> None:
+    heard = transcript()
+    for raw in ("one", " two", ["part"], " three"):
+        tell(heard, chunk({"content": raw, "reasoning": "r" if raw == ["part"] else ""}))
+    tell(heard, chunk({"content": " four", "reasoning": ""}))
+    assert heard.said()[0].content == "one twopart three four"
+
+
 AMBIGUOUS: dict[str, bytes] = {
     "the word is a key": chunk({"content": "content"}),
     "the word is another value": chunk({"content": "c"}),
