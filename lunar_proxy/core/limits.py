@@ -45,9 +45,15 @@ TOTAL_WAIT_S = 86_400.0
 NEVER = 1 << 62  # end of a window that does not end
 
 
+# More than any call is or costs, so that whatever number a client or a provider writes stays exact
+# in every store: levels fit SQLite's 64 bits, sums the 53 of Redis' Lua.
+MAX_TOKENS = 10**10
+MAX_UNITS = 10**15  # 100 000 USD
+
+
 def units(usd: Decimal | None) -> int:
-    """Dollars as whole units, rounded up; unknown is 0."""
-    return 0 if usd is None else math.ceil(usd * UNITS_PER_USD)
+    """Dollars of one call as whole units, rounded up; unknown is 0."""
+    return 0 if usd is None else min(math.ceil(usd * UNITS_PER_USD), MAX_UNITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Budget:
     units: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", units(self.usd))
+        object.__setattr__(self, "units", math.ceil(self.usd * UNITS_PER_USD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,10 @@ class Ask:
 
     tokens: int = 0
     usd: Decimal = Decimal(0)
+
+    def __post_init__(self) -> None:
+        if self.tokens > MAX_TOKENS:
+            object.__setattr__(self, "tokens", MAX_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +256,7 @@ def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: 
     return State(
         state.at_ms,
         state.requests,
-        state.tokens + tokens * MINUTE_MS,
+        state.tokens + min(tokens, MAX_TOKENS) * MINUTE_MS,
         state.calls,
         state.held_tokens,
         state.held_usd,

@@ -122,7 +122,8 @@ class MemoryLimits:
         """Look at two for each that comes, so the idle go at the rate the new arrive."""
         for _ in range(min(2, len(self._states))):
             subject, (state, of) = self._states.popitem(last=False)
-            if not limits.forward(state, of, now).idle and len(self._states) < self._max_subjects:
+            full = len(self._states) + 1 >= self._max_subjects  # with the one that comes
+            if not full and not limits.forward(state, of, now).idle:
                 self._states[subject] = (state, of)
 
 

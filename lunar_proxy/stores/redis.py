@@ -250,7 +250,7 @@ class RedisStore:
             _limit_keys(settlement.subject),
             *self._rules(settlement.limits, now),
             settlement.lease,
-            settlement.tokens,
+            min(settlement.tokens, limits.MAX_TOKENS),
             units(settlement.usd),
             int(settlement.sure),
         )

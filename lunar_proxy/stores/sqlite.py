@@ -28,7 +28,7 @@ from lunar_proxy.tasks import spawn
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
 from .codec import dump_key, load_key
 from .memory import MemoryKeys, MemoryLedger
-from .thread import DatabaseThread
+from .thread import BUSY_TIMEOUT_S, DatabaseThread
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,13 @@ class SqliteStore:
         *,
         lease_s: float = LEASE_S,
         tick_s: float = TICK_S,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         self.degraded: str | None = None
         self._clock = clock
         self._lease_ms = int(lease_s * 1000)
         self._tick_s = tick_s
-        self._thread = DatabaseThread(path, _SCHEMA)
+        self._thread = DatabaseThread(path, _SCHEMA, busy_timeout_s)
         self._keys = MemoryKeys()
         self._version: int | None = None  # of the newest key seen; None: never read
         self._ledger = MemoryLedger()

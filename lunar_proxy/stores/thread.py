@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 # Another process holds the file for the time of a transaction, some 100 us; seconds mean a fault.
-BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 2.0
 
 # How many jobs share one transaction at most, so that other processes get their turn.
 MAX_BATCH = 256
@@ -45,7 +45,8 @@ _Result = tuple[asyncio.Future[Any], Any, Exception | None]
 class DatabaseThread:
     """`submit` from the loop that called `start`; jobs run in the order they were submitted."""
 
-    def __init__(self, path: str, schema: str) -> None:
+    def __init__(self, path: str, schema: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self._busy_timeout_s = busy_timeout_s
         self._path = path
         self._schema = schema
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -90,7 +91,7 @@ class DatabaseThread:
 
     def _open(self) -> sqlite3.Connection:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        database = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
         for pragma in _PRAGMAS:
             database.execute(pragma)
         database.executescript(self._schema)

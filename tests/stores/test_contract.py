@@ -254,3 +254,16 @@ async def test_the_ledger_is_written_without_being_asked(open_replica: Open) -> 
     async with asyncio.timeout(5):
         while not await two.query(T0, "key"):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
+
+
+async def test_absurd_numbers_are_refused_or_counted_and_never_fail(
+    open_replica: Open, clock: Clock
+) -> None:
+    store = await open_replica()
+    limits = Limits(requests_per_minute=10, budget=Budget(Decimal(5), "total"))
+    reservation = Reservation("s", limits, Ask(10**30, Decimal(10) ** 30))
+    assert (await ask(store, reservation, clock())).allowed  # alone, and there is no token limit
+    store.settle(reservation, 10**30, Decimal(10) ** 30, clock())
+    refused = await ask(store, Reservation("s", limits), clock())
+    assert refused.blocked is not None
+    assert refused.blocked.limit == "budget"
