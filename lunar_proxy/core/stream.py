@@ -333,7 +333,7 @@ class Stream:
         elif self._must_wait(meaning):
             self._waiting = (event, sent)
         else:
-            self._pass(out, event, sent, self._edits(event, meaning))
+            self._pass(out, event, sent, spliced=self._gains_fields(meaning))
 
     def _is_injected(self, meaning: Meaning) -> bool:
         return bool(self._injected and meaning.bare and meaning.usage and not meaning.finished)
@@ -362,22 +362,20 @@ class Stream:
         if self._waiting is None:
             return
         (event, sent), self._waiting = self._waiting, None
-        self._pass(out, event, sent, self._usage_edits(event) if spliced else [])
+        self._pass(out, event, sent, spliced=spliced)
         queue, self._queue = self._queue, []
         for event in queue:
             self._pass(out, event, 0)
 
-    def _edits(self, event: SSEEvent, meaning: Meaning) -> list[Edit]:
+    def _gains_fields(self, meaning: Meaning) -> bool:
         if not self._splice:
-            return []
+            return False
         if meaning.finished:
             # A client that asked for usage finds it where the provider puts it.
             own = meaning.usage is not None and len(meaning.usage_path) == 1
-            follows = self._asked and self._shape.usage_may_follow and not own
-            return [] if follows else self._usage_edits(event)
+            return own or not (self._asked and self._shape.usage_may_follow)
         # Some report usage with every chunk: only the last word gains the fields.
-        is_last_word = meaning.usage and (meaning.bare or self.finish_seen)
-        return self._usage_edits(event) if is_last_word else []
+        return bool(meaning.usage and (meaning.bare or self.finish_seen))
 
     def _usage_edits(self, event: SSEEvent) -> list[Edit]:
         added = self._render(self.usage)
@@ -389,10 +387,9 @@ class Stream:
         edits = splice_usage(event.data, added, whole, self._shape.usage_in)
         return event_edits(event.raw, edits)
 
-    def _pass(
-        self, out: list[bytes], event: SSEEvent, sent: int, edits: Sequence[Edit] = ()
-    ) -> None:
-        self._transcript.add(event.raw)
+    def _pass(self, out: list[bytes], event: SSEEvent, sent: int, *, spliced: bool = False) -> None:
+        self._transcript.add(event.raw)  # first: where usage is counted, this text counts too
+        edits = self._usage_edits(event) if spliced else []
         raw = apply(event.raw, edits) if edits and min(edits).start >= sent else event.raw
         out.append(raw[sent:] if sent else raw)
 

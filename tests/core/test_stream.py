@@ -318,6 +318,19 @@ def test_render_is_called_when_the_fields_are_written() -> None:
     assert calls == [{"prompt_tokens": 9}]
 
 
+def test_the_text_of_the_finish_event_counts_too() -> None:
+    heard: list[str] = []
+
+    def count(_usage: dict[str, Any] | None) -> bytes:
+        heard.extend(said.content for said in stream.text())
+        return FIELDS
+
+    stream = Stream(CHAT, splice=True, injected=False, render=count)
+    stream.feed(HELLO + chunk({"content": ", world"}, "stop"))
+    stream.eof()
+    assert heard == ["Hello, world"]
+
+
 def test_a_released_event_has_the_count_and_a_late_usage_is_still_known() -> None:
     stream = opened(CHAT, injected=True)
     stream.feed(HELLO + STOP)
