@@ -126,7 +126,7 @@ class App:
             now=time.monotonic,
             wall=time.time,  # noqa: TID251
             draw=random.random,
-            new_id=lambda: f"req_{uuid.uuid4().hex}",
+            new_id=lambda: f"req_{random.getrandbits(128):032x}",
             log=self.log,
         )
 

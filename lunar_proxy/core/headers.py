@@ -39,6 +39,11 @@ def get(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
+def first_values(headers: Headers) -> dict[bytes, bytes]:
+    """For repeated look-ups; of a field that is repeated, the first, as `get` gives."""
+    return dict(reversed(headers))
+
+
 def connection_tokens(headers: Headers) -> frozenset[bytes]:
     """Names that `Connection` makes hop-by-hop for this one message."""
     value = get(headers, b"connection")
@@ -47,18 +52,19 @@ def connection_tokens(headers: Headers) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in value.split(b","))
 
 
-def for_provider(headers: Headers) -> Headers:
+_LOCAL = HOP_BY_HOP | _REWRITTEN | _CREDENTIALS
+_LOCAL_PREFIXES = (b"x-lunar-", b"x-forwarded-")
+
+
+def for_provider(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The client's headers that travel on. Credentials are added by who knows whose they are."""
-    local = connection_tokens(headers)
-    return tuple(
+    kept = [
         pair
         for pair in headers
-        if pair[0] not in HOP_BY_HOP
-        and pair[0] not in _REWRITTEN
-        and pair[0] not in _CREDENTIALS
-        and pair[0] not in local
-        and not pair[0].startswith((b"x-lunar-", b"x-forwarded-"))
-    )
+        if pair[0] not in _LOCAL and not pair[0].startswith(_LOCAL_PREFIXES)
+    ]
+    local = connection_tokens(headers)
+    return [pair for pair in kept if pair[0] not in local] if local else kept
 
 
 # Framing is ours; x-request-id is the client's (CONTRACT 4), the provider's travels under its own
@@ -68,8 +74,9 @@ _NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"alt-svc"}
 
 def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The provider's headers that travel back, in its order and spelling of values."""
+    kept = [pair for pair in headers if pair[0] not in _NOT_RELAYED]
     local = connection_tokens(headers)
-    return [pair for pair in headers if pair[0] not in _NOT_RELAYED and pair[0] not in local]
+    return [pair for pair in kept if pair[0] not in local] if local else kept
 
 
 def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from . import headers as h
 from .errors import InvalidRequest
 from .model import Annotate, Call, Headers, Identity
 
@@ -21,14 +21,18 @@ _ID_CHARACTERS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Incoming:
-    """One HTTP request as a door read it. `body` is empty while an upload is still arriving."""
+    """One HTTP request as a door read it. `body` is empty while an upload is still arriving.
+
+    `fields` are the headers by name, for looking up; `headers` are all of them, in order.
+    """
 
     method: bytes
     path: bytes
     query: bytes
     headers: Headers
+    fields: Mapping[bytes, bytes]
     body: bytes
     client: str
     accepted_at: float
@@ -38,13 +42,13 @@ class Incoming:
 def read_call(
     incoming: Incoming,
     *,
-    new_id: str,
+    id: str,
     annotate: Annotate,
     identity: Identity | None = None,
     own_key: bytes | None = None,
     form_model: str = "",
 ) -> Call:
-    """The call that `incoming` makes. Raises InvalidRequest.
+    """The call that `incoming` makes, under the id it was given. Raises InvalidRequest.
 
     `identity` and `own_key` are who it comes from; `form_model` is the model of a multipart form.
     """
@@ -54,7 +58,7 @@ def read_call(
         _check_types(doc or {}, endpoint)
     doc_model = (doc or {}).get("model")
     return Call(
-        id=request_id(incoming.headers) or new_id,
+        id=id,
         method=incoming.method,
         path=incoming.path,
         query=incoming.query,
@@ -64,7 +68,7 @@ def read_call(
         endpoint=endpoint,
         model=doc_model if isinstance(doc_model, str) else form_model,
         stream=bool(doc and doc.get("stream") is True),
-        annotate=_annotate(incoming.headers, annotate),
+        annotate=_annotate(incoming.fields, annotate),
         include_usage=_include_usage(doc),
         accepted_at=incoming.accepted_at,
         client=incoming.client,
@@ -73,10 +77,10 @@ def read_call(
     )
 
 
-def unread_call(incoming: Incoming, *, new_id: str) -> Call:
+def unread_call(incoming: Incoming, *, id: str) -> Call:
     """What is known of a request before its body is: enough for an error and a log line."""
     return Call(
-        id=request_id(incoming.headers) or new_id,
+        id=id,
         method=incoming.method,
         path=incoming.path,
         query=incoming.query,
@@ -98,9 +102,9 @@ def endpoint_of(path: bytes) -> str:
     return path.removeprefix(b"/v1/").decode("latin-1")
 
 
-def request_id(headers: Headers) -> str | None:
+def request_id(fields: Mapping[bytes, bytes]) -> str | None:
     """The client's own id, if it can be repeated in a header and a log line without harm."""
-    raw = h.get(headers, b"x-request-id")
+    raw = fields.get(b"x-request-id")
     if raw and len(raw) <= 128 and _ID_CHARACTERS.issuperset(raw):
         return raw.decode("ascii")
     return None
@@ -114,11 +118,11 @@ def check_path(path: bytes) -> None:
         raise InvalidRequest("the path must not contain '.' or '..' segments", code="invalid_path")
 
 
-def fallbacks(doc: dict[str, Any], headers: Headers) -> list[str] | None:
+def fallbacks(doc: dict[str, Any], fields: Mapping[bytes, bytes]) -> list[str] | None:
     """The request's own fallback list: body, header, or OpenRouter's `models`; None: none given."""
     if (listed := doc.get("fallbacks")) is not None:
         return _names(listed, "fallbacks")
-    if (raw := h.get(headers, b"x-lunar-fallbacks")) is not None:
+    if (raw := fields.get(b"x-lunar-fallbacks")) is not None:
         names = [name.strip() for name in raw.decode("latin-1").split(",") if name.strip()]
         return _names(names, "x-lunar-fallbacks")
     if (listed := doc.get("models")) is not None:
@@ -126,9 +130,9 @@ def fallbacks(doc: dict[str, Any], headers: Headers) -> list[str] | None:
     return None
 
 
-def timeout_s(headers: Headers) -> float | None:
+def timeout_s(fields: Mapping[bytes, bytes]) -> float | None:
     """`x-lunar-timeout-s`: the time this one call may take in all."""
-    raw = h.get(headers, b"x-lunar-timeout-s")
+    raw = fields.get(b"x-lunar-timeout-s")
     if raw is None:
         return None
     try:
@@ -155,10 +159,10 @@ def _names(listed: object, param: str) -> list[str]:
 
 def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
     required = endpoint in MODEL_ENDPOINTS and incoming.method == b"POST"
-    is_json = b"json" in (h.get(incoming.headers, b"content-type") or b"").lower()
+    is_json = b"json" in (incoming.fields.get(b"content-type") or b"").lower()
     if incoming.uploading or not (required or (is_json and incoming.body)):
         return None
-    if h.get(incoming.headers, b"content-encoding") not in (None, b"identity"):
+    if incoming.fields.get(b"content-encoding") not in (None, b"identity"):
         raise InvalidRequest(
             "send the body uncompressed: Content-Encoding is not supported on requests",
             code="unsupported_content_encoding",
@@ -220,8 +224,8 @@ def _check_types(doc: dict[str, Any], endpoint: str) -> None:
         raise InvalidRequest("messages must be a list of messages", param="messages")
 
 
-def _annotate(headers: Headers, default: Annotate) -> Annotate:
-    raw = h.get(headers, b"x-lunar-annotate")
+def _annotate(fields: Mapping[bytes, bytes], default: Annotate) -> Annotate:
+    raw = fields.get(b"x-lunar-annotate")
     if raw is None:
         return default
     try:

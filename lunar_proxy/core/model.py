@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 # Header names are lower-cased on arrival (RFC 9110 5.1: they are case-insensitive), values are the
 # bytes that came. Order and repetition are kept.
@@ -24,8 +24,7 @@ class Annotate(Enum):
     OFF = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One place an answer can come from: a model at a provider.
 
     `provider` is the configured id ("openai", "lunar" for a deployment); `model` is the name the

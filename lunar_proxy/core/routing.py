@@ -61,7 +61,8 @@ class Catalogue:
     deployments: frozenset[str] = frozenset()
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     fallbacks: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    serves: Callable[[str], Sequence[Target]] = lambda _model: ()  # by the price table
+    # Everyone known to serve a bare id, on or off, makers first: see `serves`.
+    serves: Callable[[str], Sequence[Target]] = lambda _model: ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,21 @@ def resolve(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
     if alias is not None:
         return _unique(_alias(asked, alias, catalogue, facts, seen=frozenset({asked.model})))
     return _bare(asked, catalogue, facts)
+
+
+def serves(
+    model: str, providers: Mapping[str, Known], priced: Iterable[Target]
+) -> tuple[Target, ...]:
+    """Who may be asked for a bare id: providers that list it, then those of the price table."""
+    listed = [
+        Target(id, model)
+        for id, known in providers.items()
+        if any(fnmatchcase(model, glob) for glob in known.globs)
+    ]
+    found = [*listed, *(target for target in priced if target.provider in providers)]
+    if not found and "openai" in providers and model.startswith(_OPENAI_FAMILIES):
+        found = [Target("openai", model)]
+    return tuple(dict.fromkeys(found))
 
 
 def with_provider(asked: Asked, catalogue: Catalogue) -> Asked:
@@ -229,21 +245,16 @@ def _alias(
 
 def _bare(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
     """Everyone known to serve the id, ranked by health, then price."""
-    listed = [
-        Target(id, asked.model)
-        for id, known in catalogue.providers.items()
-        if any(fnmatchcase(asked.model, glob) for glob in known.globs)
-    ]
-    priced = [t for t in catalogue.serves(asked.model) if t.provider in catalogue.providers]
-    found = _unique([*listed, *priced])
-    if not found and "openai" in catalogue.providers and asked.model.startswith(_OPENAI_FAMILIES):
-        found = [Target("openai", asked.model)]
+    found = catalogue.serves(asked.model)
     usable = [t for t in found if catalogue.providers[t.provider].enabled]
     if not usable and asked.own_key:
         # Whose key it is, nobody says: only the model's maker, who is listed first, may see it.
         usable = [t for t in found[:1] if catalogue.providers[t.provider].bring_key]
     if not usable:
         raise _not_found(asked.model, found, catalogue)
+
+    if len(usable) == 1:
+        return usable
 
     def rank(target: Target) -> tuple[float, float]:
         price = facts.price(target)

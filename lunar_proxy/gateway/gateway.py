@@ -17,12 +17,12 @@ from lunar_proxy.core import routing
 from lunar_proxy.core.errors import NotFound, ProviderError, ProxyError, ShuttingDown
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
-from lunar_proxy.core.headers import get as header
 from lunar_proxy.core.intake import (
     MODEL_ENDPOINTS,
     Incoming,
     fallbacks,
     read_call,
+    request_id,
     timeout_s,
     unread_call,
 )
@@ -66,7 +66,9 @@ class Ports:
 class Ticket:
     """What has to be given back when a call is over."""
 
-    call: Call
+    incoming: Incoming
+    id: str
+    call: Call | None = None  # once it is read
     carrier: Carrier | None = None
     reservation: Reservation | None = None
     verdict: Verdict | None = None
@@ -89,6 +91,7 @@ class Gateway:
         self.runtime = runtime
         self.callers = callers
         self.health.breaker = runtime.breaker
+        self.facts = self._facts(runtime)
         self._default_limits = limits_of(runtime.config.limits) or Limits()
         self._engine = Engine(
             directory=runtime,
@@ -123,12 +126,12 @@ class Gateway:
 
     async def serve(self, incoming: Incoming, client: Client, upload: Upload | None = None) -> None:
         """Answer one request, by a provider or by an error; never raises but when cancelled."""
-        ticket = Ticket(unread_call(incoming, new_id=self.ports.new_id()))
+        ticket = Ticket(incoming, request_id(incoming.fields) or self.ports.new_id())
         error: ProxyError | None = None
         gone = False
         self.inflight += 1
         try:
-            carrier = await self.admit(ticket, incoming, client, upload)
+            carrier = await self.admit(ticket, client, upload)
             await carrier.run()
         except ProxyError as problem:
             error = problem
@@ -136,33 +139,31 @@ class Gateway:
             gone = True
             raise
         except Exception:
-            logger.exception("call %s failed inside the proxy", ticket.call.id)
-            error = ProxyError(f"internal error; the request id is {ticket.call.id}")
+            logger.exception("call %s failed inside the proxy", ticket.id)
+            error = ProxyError(f"internal error; the request id is {ticket.id}")
         finally:
             self._leave()
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
-    async def admit(
-        self, ticket: Ticket, incoming: Incoming, client: Client, upload: Upload | None
-    ) -> Carrier:
+    async def admit(self, ticket: Ticket, client: Client, upload: Upload | None) -> Carrier:
         """Who asks, what for, and whether there is room. Raises ProxyError."""
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
-        runtime = self.runtime
+        runtime, incoming = self.runtime, ticket.incoming
         caller = await self.callers.of(incoming.headers, incoming.client)
         ticket.call = call = read_call(
             incoming,
-            new_id=ticket.call.id,
+            id=ticket.id,
             annotate=runtime.config.annotate,
             identity=caller.identity,
             own_key=caller.own_key,
             form_model=upload.model.value if upload is not None and upload.model else "",
         )
-        plan = self._plan(runtime, call)
+        plan = self._plan(runtime, call, incoming.fields)
         ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
         limit_headers = rate_limit_headers(ticket.verdict)
-        total_s = timeout_s(call.headers) or runtime.account(plan[0]).timeouts.total_s
+        total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = Carrier(
             engine=self._engine,
@@ -206,23 +207,23 @@ class Gateway:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _plan(self, runtime: Runtime, call: Call) -> list[Target]:
-        asked = self._asked(runtime, call)
+    def _plan(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> list[Target]:
+        asked = self._asked(runtime, call, fields)
         if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
             known = runtime.catalogue.providers
             if asked.provider not in known:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
             return [Target(asked.provider, "")]
-        plan = routing.plan(asked, runtime.catalogue, self.facts(runtime))
+        plan = routing.plan(asked, runtime.catalogue, self.facts)
         return permitted(call.identity, asked.model, plan)
 
-    def _asked(self, runtime: Runtime, call: Call) -> Asked:
+    def _asked(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> Asked:
         doc = call.doc or {}
         provider = doc.get("provider")
         if not isinstance(provider, str):  # OpenRouter's `provider` is an object: not ours
-            raw = header(call.headers, b"x-lunar-provider")
+            raw = fields.get(b"x-lunar-provider")
             provider = raw.decode("latin-1").strip() if raw else None
-        listed = fallbacks(doc, call.headers) if call.endpoint in MODEL_ENDPOINTS else []
+        listed = fallbacks(doc, fields) if call.endpoint in MODEL_ENDPOINTS else []
         model = call.model
         if not model and listed:
             model, listed = listed[0], listed[1:]
@@ -235,7 +236,7 @@ class Gateway:
         enabled = [id for id, known in runtime.catalogue.providers.items() if known.enabled]
         return enabled[0] if len(enabled) == 1 else "openai"
 
-    def facts(self, runtime: Runtime) -> Facts:
+    def _facts(self, runtime: Runtime) -> Facts:
         health = self.health
         return Facts(
             price=runtime.list_price,
@@ -268,7 +269,7 @@ class Gateway:
         return status
 
     def _error_headers(self, ticket: Ticket, carrier: Carrier | None) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", ticket.call.id.encode())]
+        headers = [(b"x-request-id", ticket.id.encode())]
         if ticket.verdict is not None:
             headers += [(k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict)]
         if carrier is not None:
@@ -298,7 +299,8 @@ class Gateway:
     def _outcome(
         self, ticket: Ticket, error: ProxyError | None, status: int, *, gone: bool
     ) -> Outcome:
-        call, carrier = ticket.call, ticket.carrier
+        call = ticket.call or unread_call(ticket.incoming, id=ticket.id)
+        carrier = ticket.carrier
         latency_s = self.ports.now() - call.accepted_at
         meter = carrier.meter if carrier is not None else None
         usage = meter.usage if meter is not None else None

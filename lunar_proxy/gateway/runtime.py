@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 
 from lunar_proxy.config import Config, ResolvedProvider, merge_timeouts, providers
 from lunar_proxy.config.schema import Deployment, ModelPrice
+from lunar_proxy.core import routing
 from lunar_proxy.core.exchange import Rules
 from lunar_proxy.core.model import Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.routing import DEPLOYMENTS, Alias, Catalogue, Known
 from lunar_proxy.pricing import PriceTable, Shelf, price_from
 from lunar_proxy.providers import DIALECTS, demo
-from lunar_proxy.providers.base import Account, Origin, Timeouts
+from lunar_proxy.providers.base import Account, Origin, Timeouts, static_head
 from lunar_proxy.relay.health import Breaker
 
 # Bare model ids whose sellers are remembered; callers use a handful of them.
@@ -121,15 +122,18 @@ def compile_config(
 def _catalogue(
     config: Config, resolved: Sequence[ResolvedProvider], prices: PriceTable
 ) -> Catalogue:
+    known = {
+        p.id: Known(p.enabled, p.bring_key, tuple(p.models or ()), p.why_disabled or "")
+        for p in resolved
+    }
+
     @lru_cache(maxsize=REMEMBERED)
     def serves(model: str) -> Sequence[Target]:
-        return tuple(Target(provider, id) for provider, id in prices.providers_of(model))
+        priced = (Target(provider, id) for provider, id in prices.providers_of(model))
+        return routing.serves(model, known, priced)
 
     return Catalogue(
-        providers={
-            p.id: Known(p.enabled, p.bring_key, tuple(p.models or ()), p.why_disabled or "")
-            for p in resolved
-        },
+        providers=known,
         deployments=frozenset(config.deployments),
         aliases={
             name: Alias(tuple((t.target, t.weight) for t in alias.targets), alias.strategy)
@@ -142,6 +146,7 @@ def _catalogue(
 
 def _account(provider: ResolvedProvider) -> Account:
     origin, path = _split(provider.base_url)
+    headers = _headers(provider.headers)
     return Account(
         id=provider.id,
         # A provider whose dialect does not exist yet is off, but listed, with the reason.
@@ -149,7 +154,8 @@ def _account(provider: ResolvedProvider) -> Account:
         origin=origin,
         base_path=path,
         keys=tuple(key.reveal().encode() for key in provider.keys),
-        headers=_headers(provider.headers),
+        headers=headers,
+        head=static_head(origin, headers),
         api_version=provider.api_version,
         globs=tuple(provider.models or ()),
         timeouts=_timeouts(provider.timeouts),
@@ -162,6 +168,7 @@ def _account(provider: ResolvedProvider) -> Account:
 
 def _deployment(name: str, deployment: Deployment, config: Config) -> Account:
     origin, path = _split(str(deployment.base_url))
+    headers = _headers(deployment.headers)
     key = deployment.api_key
     return Account(
         id=DEPLOYMENTS,
@@ -169,7 +176,8 @@ def _deployment(name: str, deployment: Deployment, config: Config) -> Account:
         origin=origin,
         base_path=path,
         keys=(key.reveal().encode(),) if key else (),
-        headers=_headers(deployment.headers),
+        headers=headers,
+        head=static_head(origin, headers),
         api_version=deployment.api_version,
         globs=(name,),
         timeouts=_timeouts(merge_timeouts(config.timeouts, deployment.timeouts)),

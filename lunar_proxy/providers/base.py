@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lunar_proxy.core.errors import ProviderError
+from lunar_proxy.core.headers import render
 from lunar_proxy.core.model import Call, Headers, Target
 
 
@@ -49,6 +50,7 @@ class Account:
     base_path: bytes  # "/v1", no trailing slash
     keys: tuple[bytes, ...] = ()
     headers: Headers = ()  # sent with every request
+    head: bytes = b""  # those and ours that never change, rendered: `static_head`
     api_version: str | None = None
     globs: tuple[str, ...] = ()  # model ids it is known to serve
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -56,6 +58,15 @@ class Account:
     chat_only: bool = False  # has no legacy /completions
     enabled: bool = True
     why_disabled: str = ""
+
+
+def static_head(origin: Origin, headers: Headers) -> bytes:
+    """The header lines that are the same in every request to a provider.
+
+    Identity is asked for, since a compressed stream can be neither spliced nor timed.
+    """
+    own = ((b"host", origin.authority.encode()), (b"accept-encoding", b"identity"), *headers)
+    return render(own)
 
 
 @dataclass(frozen=True, slots=True)

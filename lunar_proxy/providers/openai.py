@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -74,19 +73,14 @@ def wire(
     key: bytes | None,
 ) -> UpstreamRequest:
     """The request line and headers every OpenAI-shaped provider shares."""
-    own: list[tuple[bytes, bytes]] = [
-        (b"host", account.origin.authority.encode()),
-        (b"accept-encoding", b"identity"),
-        (b"x-request-id", call.id.encode()),
-        *account.headers,
-    ]
+    theirs = h.for_provider(call.headers)
+    if account.headers:
+        names = {name for name, _ in account.headers}
+        theirs = [pair for pair in theirs if pair[0] not in names]
+    theirs.append((b"x-request-id", call.id.encode()))
     if credential is not None:
-        own.append(credential)
-    names = {name for name, _ in account.headers}
-    theirs: Iterable[tuple[bytes, bytes]] = h.for_provider(call.headers)
-    if names:
-        theirs = (pair for pair in theirs if pair[0] not in names)
-    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, h.render(own), h.render(theirs))
+        theirs.append(credential)
+    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, h.render(theirs))
     return UpstreamRequest(account.origin, head, body, secret=key or b"")
 
 

@@ -144,6 +144,7 @@ class Reply:
             self.stream = self._make_stream()
             return
         self._first = False
+        self._loop.call_soon(self._mind_the_rest)
         if self.kind is Kind.OPAQUE:
             if self._wire is Wire.METERED:
                 self._fail(BadAnswer("the provider answered with neither JSON nor an event stream"))
@@ -314,6 +315,13 @@ class Reply:
         else:
             self._fail(IdleTimeout("the provider fell silent in the middle of its answer"))
 
+    def _mind_the_rest(self) -> None:
+        """Most answers that are no stream are whole by now; of the others, silence counts."""
+        if not self.ended and not self.decided.done():
+            self._timer.cancel()
+            due = min(self._last_at + self.timeouts.idle_s, self._total_at)
+            self._timer = self._loop.call_at(due, self._on_timer)
+
     def _due(self, now: float) -> float:
         """When silence becomes a failure. While we are not reading, the silence is ours."""
         if self._first:
@@ -361,10 +369,10 @@ class Reply:
         self._first = False
         if not self.decided.done():
             self.decided.set_result(None)
-            self._timer.cancel()
-            self._timer = self._loop.call_at(
-                min(self._last_at + self.timeouts.idle_s, self._total_at), self._on_timer
-            )
+            if not self.ended:
+                self._timer.cancel()
+                due = min(self._last_at + self.timeouts.idle_s, self._total_at)
+                self._timer = self._loop.call_at(due, self._on_timer)
 
     def _finish(self) -> None:
         if not self.finished.done():

@@ -14,13 +14,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
-from lunar_proxy.core.headers import render
+from lunar_proxy.core.headers import first_values, render
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Headers
 from lunar_proxy.core.render import error_answer
@@ -54,6 +55,7 @@ UNUSUAL = frozenset(
 class Head:
     path: bytes
     headers: Headers
+    fields: dict[bytes, bytes]
     length: int
 
 
@@ -77,7 +79,8 @@ def read_head(head: bytes) -> Head | None:
         position = field.end()
     if len(lengths) != 1 or not lengths[0].isdigit() or len(lengths[0]) > 12:
         return None
-    return Head(line[1], tuple(headers), int(lengths[0]))
+    fields = tuple(headers)
+    return Head(line[1], fields, first_values(fields), int(lengths[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +103,15 @@ class Door(asyncio.Protocol):
         "_buffer",
         "_chunked",
         "_doorway",
+        "_due",
         "_head",
         "_keep_alive",
-        "_last_at",
         "_missing",
         "_out",
         "_peer",
         "_reading_paused",
+        "_rings_at",
         "_source",
-        "_state_since",
         "_task",
         "_timer",
         "_transport",
@@ -130,7 +133,8 @@ class Door(asyncio.Protocol):
         self._chunked = False
         self._keep_alive = True
         self._out = b""
-        self._last_at = 0.0
+        self._due = math.inf  # when this connection has been too slow
+        self._rings_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -148,7 +152,6 @@ class Door(asyncio.Protocol):
         self._watch(KEEP_ALIVE_S)
 
     def data_received(self, data: bytes) -> None:
-        self._last_at = self._doorway.now()
         if self._task is not None:
             self._buffer += data
             if len(self._buffer) > MAX_AHEAD and self._transport is not None:
@@ -165,7 +168,7 @@ class Door(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._doorway.doors.discard(self)
         self._transport = None
-        self._stop_watching()
+        self._forget_timer()
         if self._task is not None:
             self._task.cancel()
 
@@ -221,7 +224,14 @@ class Door(asyncio.Protocol):
         head = self._head
         assert head is not None
         incoming = Incoming(
-            b"POST", head.path, b"", head.headers, body, self._peer, self._doorway.now()
+            method=b"POST",
+            path=head.path,
+            query=b"",
+            headers=head.headers,
+            fields=head.fields,
+            body=body,
+            client=self._peer,
+            accepted_at=self._doorway.now(),
         )
         self._stop_watching()
         self._task = spawn(self._run(incoming), name="call")
@@ -254,7 +264,7 @@ class Door(asyncio.Protocol):
         """Hand the connection over, for good, with all that has not been answered."""
         transport = self._transport
         assert transport is not None
-        self._stop_watching()
+        self._forget_timer()
         self._doorway.doors.discard(self)
         self._transport = None
         self._doorway.hand_over(transport, data)
@@ -323,19 +333,35 @@ class Door(asyncio.Protocol):
 
     # --- time -------------------------------------------------------------------------------------
 
+    # One timer a connection, moved only when it has to ring earlier: per request, a time is noted.
+
     def _watch(self, limit_s: float) -> None:
-        self._stop_watching()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(limit_s, self._too_slow)
+        self._due = self._doorway.now() + limit_s
+        if self._timer is None or self._due < self._rings_at:
+            self._ring_in(limit_s)
 
     def _stop_watching(self) -> None:
+        self._due = math.inf
+
+    def _ring_in(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = self._doorway.now() + delay_s
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._transport is None:
+            return
+        left_s = self._due - self._doorway.now()
+        if left_s > 0:
+            self._ring_in(min(left_s, KEEP_ALIVE_S))
+        elif self._buffer or self._head is not None:
+            self._refuse(RequestTimeout("the request did not arrive in time"))
+        else:
+            self._transport.close()
+
+    def _forget_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        if self._buffer or self._head is not None:
-            self._refuse(RequestTimeout("the request did not arrive in time"))
-        elif self._transport is not None:
-            self._transport.close()

@@ -144,19 +144,22 @@ class HttpDoor(web.Server):
         length = request.content_length
         if length is not None and length > self._max_body:
             raise too_large(self._max_body)
-        if (h.get(headers, b"expect") or b"").lower() == b"100-continue" and request.transport:
+        fields = h.first_values(headers)
+        if fields.get(b"expect", b"").lower() == b"100-continue" and request.transport:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # RFC 9110 10.1.1
-        content_type = (h.get(headers, b"content-type") or b"").lower()
+        content_type = fields.get(b"content-type", b"").lower()
         uploading = request.can_read_body and b"json" not in content_type and method != b"GET"
         if path in (b"/v1/chat/completions", b"/v1/completions", b"/v1/responses"):
             uploading = False
         body = b"" if uploading else await self._whole(request)
         peer = request.remote or ""
         now = self._now()
-        incoming = Incoming(method, path, query, headers, body, peer, now, uploading=uploading)
+        incoming = Incoming(
+            method, path, query, headers, fields, body, peer, now, uploading=uploading
+        )
         if not uploading:
             return incoming, None
-        return incoming, await self._upload(request, h.get(headers, b"content-type") or b"")
+        return incoming, await self._upload(request, fields.get(b"content-type", b""))
 
     async def _whole(self, request: web.BaseRequest) -> bytes:
         return b"".join([chunk async for chunk in self._chunks(request)])

@@ -6,17 +6,18 @@ import pytest
 
 from lunar_proxy.core.errors import InvalidRequest, ModelNotFound
 from lunar_proxy.core.model import Target
-from lunar_proxy.core.routing import Alias, Asked, Catalogue, Facts, Known, plan, resolve
+from lunar_proxy.core.routing import Alias, Asked, Catalogue, Facts, Known, plan, resolve, serves
 
 SERVED = {"gpt-4o": [Target("openai", "gpt-4o"), Target("azure", "gpt-4o")]}
+PROVIDERS = {
+    "openai": Known(),
+    "azure": Known(),
+    "groq": Known(globs=("llama-*", "meta-llama/*")),
+    "off": Known(enabled=False, bring_key=True, why_disabled="OFF_API_KEY is not set"),
+    "gone": Known(enabled=False, why_disabled="api_key is empty", globs=("gone-1",)),
+}
 CATALOGUE = Catalogue(
-    providers={
-        "openai": Known(),
-        "azure": Known(),
-        "groq": Known(globs=("llama-*", "meta-llama/*")),
-        "off": Known(enabled=False, bring_key=True, why_disabled="OFF_API_KEY is not set"),
-        "gone": Known(enabled=False, why_disabled="api_key is empty", globs=("gone-1",)),
-    },
+    providers=PROVIDERS,
     deployments=frozenset({"support-bot"}),
     aliases={
         "smart": Alias((("openai/gpt-4o", 1.0), ("groq/llama-3", 1.0))),
@@ -28,7 +29,7 @@ CATALOGUE = Catalogue(
         "half": Alias((("gone/x", 1.0), ("azure/x", 1.0))),
     },
     fallbacks=(("gpt-4o", ("groq/llama-3", "gone/x")), ("o1*", ("azure/o1",))),
-    serves=lambda model: SERVED.get(model, ()),
+    serves=lambda model: serves(model, PROVIDERS, SERVED.get(model, ())),
 )
 MEASURED = {"a": 3.0, "b": 1.0, "c": 2.0}
 FACTS = Facts(
