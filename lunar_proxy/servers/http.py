@@ -119,6 +119,8 @@ class HttpDoor(web.Server):
                 f"there is nothing at {path.decode('latin-1')[:200]}; the API is under /v1/"
             )
         headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        if (h.get(headers, b"upgrade") or b"").strip().lower() == b"websocket":
+            raise InvalidRequest("WebSocket connections are not supported", code="no_websocket")
         incoming, upload = await self._read(request, method, path, mark + query, headers)
         if route is not None:
             return _response(await route(incoming))
