@@ -186,10 +186,10 @@ class Door(asyncio.Protocol):
 
     def _begin(self, data: bytes) -> None:
         end = data.find(b"\r\n\r\n")
+        if (len(data) if end < 0 else end) > MAX_HEAD:
+            self._refuse(head_too_large())
+            return
         if end < 0:
-            if len(data) > MAX_HEAD:
-                self._refuse(head_too_large())
-                return
             if not self._buffer:
                 self._watch(HEAD_TIMEOUT_S)
             self._buffer = data
