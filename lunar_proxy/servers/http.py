@@ -109,6 +109,8 @@ class HttpDoor(web.Server):
             return _response(Answer(*error_answer(error, [])))
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.version < (1, 0):
+            raise InvalidRequest("HTTP/1.0 or newer is needed", code="bad_http")
         raw = request.raw_path.encode("latin-1", "replace")
         path, mark, query = raw.partition(b"?")
         check_path(path)
