@@ -272,14 +272,24 @@ def chat(model: str = "openai/gpt-4o", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Hello"}]} | more
 
 
-def talk(address: tuple[str, int], data: bytes, *, half_close: bool = False) -> bytes:
+def talk(address: tuple[str, int], data: bytes) -> bytes:
     """Send bytes as they are; everything that comes back until the other side closes."""
     with socket.create_connection(address, timeout=PATIENCE_S) as sock:
-        with contextlib.suppress(ConnectionError):  # it may answer, and close, before the end
-            sock.sendall(data)
-        if half_close:
-            sock.shutdown(socket.SHUT_WR)
+        say(sock, data)
         return drain(sock)
+
+
+def say(sock: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # it may answer, and close, before the end
+        sock.sendall(data)
+
+
+def answer_on(sock: socket.socket) -> Answer:
+    """The next answer on a connection, however it was asked for."""
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    fields = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, fields, response.read())
 
 
 def drain(sock: socket.socket) -> bytes:
@@ -298,26 +308,11 @@ def request_bytes(
     framing = f"Content-Length: {len(body)}\r\n"
     if door == "aiohttp":
         framing = "Transfer-Encoding: chunked\r\n"
-        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
     if close:
         framing += "Connection: close\r\n"
     head = f"POST {path} HTTP/1.1\r\nHost: proxy\r\nContent-Type: application/json\r\n"
     return (head + framing + headers + "\r\n").encode() + body
-
-
-def parse(raw: bytes) -> Answer:
-    """One answer out of the bytes of a connection."""
-
-    class Sock:
-        def makefile(self, *_: object) -> Any:
-            import io
-
-            return io.BytesIO(raw)
-
-    response = http.client.HTTPResponse(Sock())  # type: ignore[arg-type]  # it only reads a file
-    response.begin()
-    fields = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, fields, response.read())
 
 
 def eventually(holds: Callable[[], T], within_s: float = 5.0) -> T:

@@ -199,7 +199,8 @@ def test_hop_by_hop_headers_stay_on_their_hop(proxy: Proxy, stage: Stage) -> Non
     )
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: somewhere.else\r\n"
-        "Connection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 3\r\nTE: trailers\r\nProxy-Authorization: Basic eA==\r\n"
+        "Connection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: 3\r\n"
+        "TE: trailers\r\nProxy-Authorization: Basic eA==\r\n"
         "X-Forwarded-For: 10.0.0.1\r\nX-Lunar-Annotate: off\r\nX-Request-Id: mine-1\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
