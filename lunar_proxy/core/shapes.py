@@ -58,6 +58,14 @@ _TEXT_IN: Mapping[str, Kind] = {
 }
 
 
+# OpenRouter, and what `providers.translate` makes of a chat, have thinking beside the text.
+_COMPLETION_TEXT: Mapping[str, Kind] = {
+    "text": "content",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+}
+
+
 def _chat_marked(data: bytes) -> bool:
     # Counting is how `"usage":null`, in every chunk of some providers, is told from an object
     # without a pattern: bytes.count is several times faster than `re` on a chunk.
@@ -115,28 +123,28 @@ def _read_chat(name: bytes, doc: Any) -> Meaning:
 
 
 def _read_completion(name: bytes, doc: Any) -> Meaning:
-    return _read_choices(name, doc, lambda choice: bool(choice.get("text")))
+    return _read_choices(name, doc, lambda choice: any(choice.get(key) for key in _COMPLETION_TEXT))
 
 
 def _chat_pieces(doc: Any) -> Iterator[Piece]:
     for index, choice in choices_of(doc):
         delta = choice.get("delta")
         if isinstance(delta, dict):
-            yield from _delta_pieces(index, delta)
+            yield from _said_in(index, delta, _TEXT_IN)
 
 
-def _delta_pieces(index: int, delta: Mapping[str, Any]) -> Iterator[Piece]:
+def _said_in(index: int, delta: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[Piece]:
     for key, value in delta.items():
-        if not value or key not in _TEXT_IN:
+        if not value or key not in kinds:
             continue
         if key == "reasoning" and delta.get("reasoning_content"):
             continue  # some send both spellings of the same text
-        yield index, _TEXT_IN[key], _text(value)
+        yield index, kinds[key], _text(value)
 
 
 def _completion_pieces(doc: Any) -> Iterator[Piece]:
     for index, choice in choices_of(doc):
-        yield index, "content", _text(choice.get("text"))
+        yield from _said_in(index, choice, _COMPLETION_TEXT)
 
 
 def _text(value: Any) -> str:

@@ -36,6 +36,7 @@ MEANINGS: dict[str, tuple[Shape, Any, Meaning]] = {
     "a number": (CHAT, 7, Meaning()),
     "text": (COMPLETION, {"choices": [{"text": "a"}]}, Meaning(content=True)),
     "no text": (COMPLETION, {"choices": [{"text": ""}]}, Meaning()),
+    "thinking": (COMPLETION, {"choices": [{"text": "", "reasoning": "hm"}]}, Meaning(content=True)),
     "opaque usage": (OPAQUE, {"usage": USAGE}, Meaning(usage=USAGE)),
     "opaque": (OPAQUE, [1], Meaning()),
 }
@@ -100,6 +101,11 @@ PIECES: dict[str, tuple[Shape, Any, list[Any]]] = {
     "no delta": (CHAT, {"choices": [{"delta": 1}]}, []),
     "no document": (CHAT, 7, []),
     "text": (COMPLETION, {"choices": [{"index": 1, "text": "a"}]}, [(1, "content", "a")]),
+    "text and thinking": (
+        COMPLETION,
+        {"choices": [{"text": "a", "reasoning": "hm", "reasoning_content": "hm", "echo": "b"}]},
+        [(0, "content", "a"), (0, "reasoning", "hm")],
+    ),
     "responses text": (
         RESPONSES,
         {"type": "response.output_text.delta", "output_index": 2, "delta": "a"},
