@@ -35,6 +35,7 @@ class ResolvedProvider:
     headers: Mapping[str, Secret] = field(default_factory=dict)
     api_version: str | None = None
     region: str | None = None
+    chat_only: bool = False  # legacy completions are made of its chat
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 
@@ -84,6 +85,7 @@ def _resolve(id: str, config: Config, environ: Mapping[str, str]) -> ResolvedPro
         headers=given.headers,
         api_version=given.api_version,
         region=given.region,
+        chat_only=(given.completions or builtin.completions) == "chat",
         timeouts=merge_timeouts(config.timeouts, given.timeouts),
     )
 

@@ -265,6 +265,9 @@ def _header_names(headers: Mapping[str, Secret]) -> Mapping[str, Secret]:
 ExtraHeaders = Annotated[Mapping[str, SecretText], AfterValidator(_header_names), DictOf]
 
 
+Completions = Literal["native", "chat"]
+
+
 class Provider(Model):
     dialect: Text | None = Field(
         default=None,
@@ -288,6 +291,11 @@ class Provider(Model):
     prices: Annotated[Mapping[Text, ModelPrice], DictOf] = Field(
         default_factory=dict, description="Prices by model id, before those of the price table."
     )
+    completions: Completions | None = Field(
+        default=None,
+        description="What serves the legacy /v1/completions: `native`, its own; `chat`, its chat, "
+        "with prompt and answer translated. Null: the built-in's own, else native.",
+    )
     api_version: Text | None = Field(
         default=None, description="Azure's `api-version`; azure needs it."
     )
@@ -310,6 +318,10 @@ class Deployment(Model):
         default=None, description="Null or empty: the server asks for none."
     )
     api_version: Text | None = Field(default=None, description="Azure's `api-version`.")
+    completions: Completions = Field(
+        default="native",
+        description="What serves the legacy /v1/completions: `native` or `chat`, as above.",
+    )
     cost_per_hour: Price | None = Field(
         default=None, description="USD an hour; a call costs its share of time. Excludes `price`."
     )

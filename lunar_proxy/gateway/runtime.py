@@ -29,8 +29,6 @@ from lunar_proxy.relay.health import Breaker
 # Bare model ids whose sellers are remembered; callers use a handful of them.
 REMEMBERED = 1024
 _PORTS = {"http": 80, "https": 443, "demo": 0}
-# Providers without a legacy /completions; theirs is made of a chat (CONTRACT 7).
-CHAT_ONLY = frozenset({"anthropic", "gemini", "cohere", "perplexity", "groq", "xai", "mistral"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ def _account(provider: ResolvedProvider) -> Account:
         globs=tuple(provider.models or ()),
         timeouts=_timeouts(provider.timeouts),
         bring_key=provider.bring_key,
-        chat_only=provider.id in CHAT_ONLY,
+        chat_only=provider.chat_only,
         enabled=provider.enabled,
         why_disabled=provider.why_disabled or "",
     )
@@ -181,6 +179,7 @@ def _deployment(name: str, deployment: Deployment, config: Config) -> Account:
         api_version=deployment.api_version,
         globs=(name,),
         timeouts=_timeouts(merge_timeouts(config.timeouts, deployment.timeouts)),
+        chat_only=deployment.completions == "chat",
     )
 
 

@@ -55,7 +55,7 @@ class Account:
     globs: tuple[str, ...] = ()  # model ids it is known to serve
     timeouts: Timeouts = field(default_factory=Timeouts)
     bring_key: bool = False  # without a key of ours, the caller's own may go to it
-    chat_only: bool = False  # has no legacy /completions
+    chat_only: bool = False  # legacy completions are made of its chat (providers.translate)
     enabled: bool = True
     why_disabled: str = ""
 

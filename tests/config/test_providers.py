@@ -135,3 +135,31 @@ def test_demo_is_there_when_asked_for() -> None:
 def test_repr_hides_keys() -> None:
     key = "sk-planted-0123456789"
     assert key not in repr(providers(Config(), {"OPENAI_API_KEY": key}))
+
+
+# By their API references: who has no legacy /completions below the base URL.
+ONLY_CHAT = {
+    *("anthropic", "cohere", "deepseek", "gemini", "groq", "mistral", "perplexity", "sambanova"),
+    "xai",
+}
+
+
+def test_legacy_completions_go_where_the_provider_has_them() -> None:
+    found = {p.id: p.chat_only for p in providers(Config(), {})}
+    assert {id for id, chat_only in found.items() if chat_only} == ONLY_CHAT
+
+
+@pytest.mark.parametrize(
+    ("id", "said", "chat_only"),
+    [
+        ("groq", "", True),
+        ("groq", "completions: native", False),
+        ("openai", "", False),
+        ("openai", "completions: chat", True),
+        ("my-server", "base_url: http://h/v1", False),
+        ("my-server", "base_url: http://h/v1, completions: chat", True),
+    ],
+)
+def test_the_config_says_it_better(id: str, said: str, chat_only: bool, tmp_path: Path) -> None:
+    found = resolve(f"providers: {{{id}: {{{said}}}}}", {}, tmp_path)
+    assert found[id].chat_only is chat_only
