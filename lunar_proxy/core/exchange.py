@@ -114,9 +114,21 @@ class Exchange:
             return self._larger(error)
         return self._next(now) if error.moves_on else Refuse(error)
 
+    def hedge(self) -> Send | None:
+        """The target to ask beside the present one; if both fail, the walk goes on behind it."""
+        if self.committed or self.index + 1 >= len(self.plan):
+            return None
+        self.index, self.tries, self.key = self.index + 1, self.rules.attempts, 0
+        return Send(self.plan[self.index], self.index)
+
+    def place(self, target: Target) -> int:
+        return self.plan.index(target)
+
     def skipped(self, retry_after_s: float, now: float) -> Step:
         """The target's breaker is open for that long, so it was not asked at all."""
         self._open_for_s.append(retry_after_s)
+        if self.committed:
+            return self._recover(self._last or self._all_open(), now)
         return self._next(now)
 
     def _send(self, now: float) -> Step:
@@ -161,7 +173,8 @@ class Exchange:
         return full * (0.5 + draw / 2)
 
     def _recover(self, error: ProxyError, now: float) -> Step:
-        if not self.rules.splice or now >= self.deadline or self.index + 1 >= len(self.plan):
+        spliceable = self.rules.splice and error.moves_on
+        if not spliceable or now >= self.deadline or self.index + 1 >= len(self.plan):
             return Refuse(error)
         self.index += 1
         return Resume(self.plan[self.index], self.index)

@@ -222,6 +222,11 @@ class Stream:
         )
 
     @property
+    def resumed(self) -> bool:
+        """Another provider has taken it up."""
+        return self._continuation is not None
+
+    @property
     def joined(self) -> bool:
         """A resumed stream has reached the place where it broke."""
         return self._continuation is not None and self._continuation.joined

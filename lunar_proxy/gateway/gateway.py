@@ -32,7 +32,7 @@ from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routing import Asked, Facts
 from lunar_proxy.metrics import Metrics
-from lunar_proxy.relay.carry import Carrier, Dial, Engine, Upload
+from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
 from lunar_proxy.relay.client import Client
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
@@ -91,6 +91,7 @@ class Gateway:
         self.runtime = runtime
         self.callers = callers
         self.health.breaker = runtime.breaker
+        config = runtime.config
         self.facts = self._facts(runtime)
         self._default_limits = limits_of(runtime.config.limits) or Limits()
         self._engine = Engine(
@@ -102,6 +103,7 @@ class Gateway:
             wall=self.ports.wall,
             draw=self.ports.draw,
             no_usage=self._no_usage,
+            hedge=Hedge(config.hedge.enabled, config.hedge.after_s),
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class Gateway:
             client=client,
             total_at=deadline,
             upload=upload,
+            debug=incoming.fields.get(b"x-lunar-debug") == b"1",
             extra_headers=tuple((k.encode(), v.encode()) for k, v in limit_headers),
         )
         ticket.carrier = carrier
@@ -191,6 +194,8 @@ class Gateway:
         if outcome.target is not None:
             self.ports.store.add((entry(outcome, self.ports.wall()),))
         self.ports.metrics.observe(outcome)
+        for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
+            self.ports.metrics.fallback(source, to, "breaker_open")
         self.ports.log(record(outcome))
         return outcome
 

@@ -8,120 +8,24 @@ after it, bytes go by callback (`relay.reply`), and the coroutine wakes once, at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 import orjson
 
-from lunar_proxy.core import annotate, answer
 from lunar_proxy.core import headers as h
-from lunar_proxy.core.errors import (
-    BadAnswer,
-    Blame,
-    ProviderError,
-    ProxyError,
-    Refused,
-    StreamBroken,
-)
-from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send
-from lunar_proxy.core.jsonspan import rewrite_request
-from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
-from lunar_proxy.core.multipart import FormModel
-from lunar_proxy.core.pricing import HourlyPrice, Price
-from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Shape, Stream
-from lunar_proxy.core.transcript import Said
-from lunar_proxy.providers.base import Account, Origin, Timeouts, UpstreamRequest
-from lunar_proxy.providers.openai import in_band_error
+from lunar_proxy.core.errors import Blame, ProxyError, StreamBroken
+from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send, Step
+from lunar_proxy.core.model import Attempt, Call, Phase, Target
+from lunar_proxy.tasks import spawn
 
 from .client import Client
-from .health import Health
-from .meter import Counter, Meter
-from .reply import Kind, Link, Reply, Wire
-from .upstream import Receiver, Stale
+from .engine import Dial, Directory, Engine, Hedge, Line, Upload
+from .meter import Meter
+from .reply import Kind, Reply
+from .trial import Trial
 
-SHAPES: Mapping[str, Shape] = {
-    "chat/completions": CHAT,
-    "completions": COMPLETION,
-    "responses": RESPONSES,
-}
-# Where the provider can be asked for usage, and where an answer must be JSON or SSE.
-ASKABLE = frozenset({"chat/completions", "completions"})
-METERED = frozenset({"chat/completions", "completions", "responses", "embeddings"})
-# What the proxy understands and a provider may not (CONTRACT 4).
-OURS = frozenset({"provider", "fallbacks", "models", "cost_weight"})
-
-
-class Line(Link, Protocol):
-    """A connection that can be asked one thing."""
-
-    @property
-    def reused(self) -> bool: ...
-
-    def ask(self, request: UpstreamRequest, receiver: Receiver) -> None: ...
-
-    async def ask_streaming(
-        self,
-        request: UpstreamRequest,
-        chunks: AsyncIterator[bytes],
-        length: int | None,
-        receiver: Receiver,
-    ) -> None: ...
-
-
-class Dial(Protocol):
-    async def __call__(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Line: ...
-
-
-class Directory(Protocol):
-    """What the compiled config knows of a target."""
-
-    def account(self, target: Target) -> Account: ...
-
-    def model_id(self, target: Target) -> str: ...
-
-    def price(self, target: Target) -> Price | HourlyPrice | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """What a carrier works with; one for the whole proxy, swapped with the config."""
-
-    directory: Directory
-    dial: Dial
-    health: Health
-    counter: Counter
-    now: Callable[[], float]
-    wall: Callable[[], float]
-    draw: Callable[[], float]
-    no_usage: set[str]  # providers that refused stream_options: not asked again
-
-
-@dataclass(slots=True)
-class Upload:
-    """A request body that is still arriving. `held` was read already, to find the form's `model`.
-
-    It can be sent once: after its first chunk has left, no other target can be asked.
-    """
-
-    chunks: AsyncIterator[bytes]
-    length: int | None
-    held: bytes = b""
-    model: FormModel | None = None
-
-    def body(self, model_id: str) -> tuple[AsyncIterator[bytes], int | None]:
-        """The body with the model replaced, and its length if it is known."""
-        held = self.held
-        if self.model is not None:
-            held = held[: self.model.start] + model_id.encode() + held[self.model.end :]
-        length = None if self.length is None else self.length + len(held) - len(self.held)
-        return self._all(held), length
-
-    async def _all(self, held: bytes) -> AsyncIterator[bytes]:
-        if held:
-            yield held
-        async for chunk in self.chunks:
-            yield chunk
+__all__ = ["Carrier", "Dial", "Directory", "Engine", "Hedge", "Line", "Upload"]
 
 
 @dataclass(slots=True)
@@ -135,21 +39,20 @@ class Carrier:
     total_at: float
     upload: Upload | None = None
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
-    timeouts: Timeouts | None = None  # the request's own, over those of the target
+    debug: bool = False  # the client asked for x-lunar-attempts-log
     attempts: list[Attempt] = field(default_factory=list)
-    phase: Phase = Phase.CONNECT
     target: Target | None = None
     index: int = 0
     status: int = 0
-    meter: Meter | None = None
     waited_s: float = 0.0  # spent waiting for providers and in backoff
-    reply: Reply | None = None
+    skipped: list[tuple[Target, Target]] = field(default_factory=list)  # past open breakers
+    _trial: Trial | None = None  # the one that answers, or is about to
     _calls: int = 0
-    _doc: Any = None  # the whole JSON answer, parsed
+    _backing_off: bool = False
 
     async def run(self) -> None:
-        """Carry the call to its end. Raises ProxyError when the client has seen nothing yet."""
-        step = self.exchange.start(self.engine.now())
+        """Carry the call to its end. Raises ProxyError, also when the client has seen its part."""
+        step: Step = self.exchange.start(self.engine.now())
         try:
             while True:
                 match step:
@@ -159,216 +62,235 @@ class Carrier:
                         error = await self._resume(step)
                     case Refuse(error):
                         self._refuse(error)
-                        return
                     case _:
                         assert_never(step)
                 if error is None:
                     return
                 step = self._after(error)
         finally:
-            if self.reply is not None:
-                self._keep_figures(self.reply)
-                self.reply.close()
+            if self._trial is not None:
+                if self.exchange.committed:
+                    self._trial.fix_figures()
+                self._trial.close()
 
-    # --- one attempt ----------------------------------------------------------------------------
+    @property
+    def meter(self) -> Meter | None:
+        return self._trial.meter if self._trial is not None else None
+
+    @property
+    def phase(self) -> Phase:
+        if self._backing_off:
+            return Phase.BACKOFF
+        if self.exchange.committed:
+            return Phase.STREAM
+        return self._trial.phase if self._trial is not None else Phase.CONNECT
+
+    # --- before the commit ------------------------------------------------------------------------
 
     async def _try(self, step: Send) -> ProxyError | None:
         """Ask one target and, if it has content, hand it to the client. None: all is well."""
         if step.delay_s:
-            self.phase = Phase.BACKOFF
-            await asyncio.sleep(step.delay_s)
-            self.waited_s += step.delay_s
+            await self._back_off(step.delay_s)
         self.target, self.index = step.target, step.index
         if (wait_s := self.engine.health.acquire(step.target)) is not None:
             return _Skipped(wait_s)
-        started = self.engine.now()
+        trial = self._begin(step)
         try:
-            await self._ask(step, started)
-            self._commit()
-            self.phase = Phase.STREAM
-            assert self.reply is not None
-            await self.reply.finished
-            self._done(started)
+            if self.engine.hedge.enabled and self.upload is None:
+                trial = await self._race(trial)
+            else:
+                await self._await(trial)
+            self._commit(trial)
+            await self._relay(trial)
         except ProxyError as error:
-            self._record(step.target, started, error)
+            self._failed(trial, error)
             return error
         except asyncio.CancelledError:
-            self.engine.health.released(step.target)
-            self._record(step.target, started, None)
+            self._left(trial)
             raise
         return None
 
-    async def _ask(self, step: Send, started: float) -> None:
-        """Until the reply is decided: content is there, or an error is raised."""
+    def _begin(self, step: Send | Resume, resumed: Any = None) -> Trial:
+        if self._trial is not None:
+            self._trial.close()
         account = self.engine.directory.account(step.target)
-        ask_usage = self._asks_usage(account)
-        try:
-            await self._send(step, account, ask_usage)
-            self._check()
-        except Refused as error:
-            if not (ask_usage and _about_usage(error)):
-                raise
-            self.engine.no_usage.add(account.id)
-            await self._send(step, account, ask_usage=False)
-            self._check()
-        finally:
-            self.waited_s += self.engine.now() - started
-
-    async def _send(self, step: Send, account: Account, ask_usage: bool) -> None:
-        self.meter = Meter(
+        # Whose key the caller's is, only the first choice tells (CONTRACT 3).
+        own = account.bring_key and step.target.provider == self.exchange.plan[0].provider
+        self._trial = Trial(
+            self.engine,
             self.call,
-            self.engine.directory.price(step.target),
-            self.engine.counter,
-            self.engine.now,
+            step,
+            self.total_at,
+            own_key=self.call.own_key if own else None,
+            upload=self.upload,
+            keep_text=self.exchange.rules.splice,
+            resumed=resumed,
         )
-        request = self._request(step, account, ask_usage)
+        return self._trial
+
+    async def _await(self, trial: Trial) -> None:
         try:
-            await self._once(request, account, ask_usage, fresh=False)
-        except Stale:
-            await self._once(request, account, ask_usage, fresh=True)
+            await trial.run()
+        finally:
+            self._calls += trial.calls
+            self.waited_s += self.engine.now() - trial.started
 
-    async def _once(
-        self, request: UpstreamRequest, account: Account, ask_usage: bool, *, fresh: bool
-    ) -> None:
-        if self.reply is not None:
-            self.reply.close()
-            self.reply = None
-        self.phase = Phase.CONNECT
-        timeouts = self.timeouts or account.timeouts
-        line = await self.engine.dial(
-            request.origin, timeout_s=timeouts.connect_s, fresh=fresh or self.upload is not None
-        )
-        self._calls += 1
-        loop = asyncio.get_running_loop()
-        wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
-        reply = Reply(loop, timeouts, self.total_at, wire, lambda: self._stream(ask_usage))
-        reply.link = line
-        self.reply = reply
-        self.phase = Phase.FIRST_TOKEN if self.call.stream else Phase.HEADERS
-        if self.upload is None:
-            line.ask(request, reply)
-        else:
-            assert self.target is not None
-            model_id = self.engine.directory.model_id(self.target)
-            chunks, length = self.upload.body(model_id)
-            await line.ask_streaming(request, chunks, length, reply)
-        await reply.decided
+    async def _back_off(self, delay_s: float) -> None:
+        self._backing_off = True
+        await asyncio.sleep(delay_s)
+        self._backing_off = False
+        self.waited_s += delay_s
 
-    def _request(self, step: Send, account: Account, ask_usage: bool) -> UpstreamRequest:
-        call = self.call
-        model_id = self.engine.directory.model_id(step.target)
-        body = call.body
-        if call.doc is not None and self.upload is None:
-            model = model_id if "model" in call.doc else None
-            body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
-        key = self._key(step, account)
-        target = Target(step.target.provider, model_id)
-        return account.dialect.request(call, target, account, key, body)
-
-    def _key(self, step: Send, account: Account) -> bytes | None:
-        """Ours, or the caller's own for the one provider it was sent for (CONTRACT 3)."""
-        if account.keys:
-            return account.keys[step.key % len(account.keys)]
-        first = self.exchange.plan[0].provider
-        return self.call.own_key if account.bring_key and account.id == first else None
-
-    def _stream(self, injected: bool) -> Stream:
-        call = self.call
-        shape = SHAPES.get(call.endpoint, OPAQUE)
-        splice = call.annotate is Annotate.FULL and call.include_usage is not False
-        n = (call.doc or {}).get("n")
-        return Stream(
-            shape,
-            splice=splice,
-            injected=injected,
-            render=self._render,
-            asked=call.include_usage is True,
-            choices=n if isinstance(n, int) and n > 0 else 1,
-        )
-
-    def _asks_usage(self, account: Account) -> bool:
-        call = self.call
-        return (
-            call.stream
-            and call.endpoint in ASKABLE
-            and call.annotate is not Annotate.OFF
-            and call.include_usage is None
-            and account.id not in self.engine.no_usage
-        )
-
-    def _check(self) -> None:
-        """A decided reply may still be a refusal, or a 200 that is none."""
-        reply = self.reply
-        assert reply is not None
-        if reply.status >= 400:
-            raise self._provider_error(reply)
-        if reply.status >= 300:
-            raise BadAnswer(f"the provider answered with a redirect ({reply.status})")
-        if reply.kind is Kind.WHOLE and self.call.endpoint in METERED:
-            self._check_json(reply)
-
-    def _provider_error(self, reply: Reply) -> ProviderError:
-        assert self.target is not None
-        account = self.engine.directory.account(self.target)
-        return account.dialect.error(
-            reply.status,
-            reply.headers,
-            reply.whole(),
-            our_key=bool(account.keys),
-            now=self.engine.wall(),
-        )
-
-    def _check_json(self, reply: Reply) -> None:
-        body = reply.whole()
+    async def _race(self, first: Trial) -> Trial:
+        """Hedging (Dean and Barroso, The Tail at Scale, 2013): when the first target is slower
+        than it nearly ever is, ask the next one too; the first to have content answers.
+        """
+        after_s = self.engine.hedge.after_s
+        if after_s is None:
+            after_s = self.engine.health.of(first.target).p95_ttft_s()
+        running = {spawn(self._await(first), name="hedged"): first}
         try:
-            doc = self._doc = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            raise BadAnswer("the provider's answer is not valid JSON") from None
-        if isinstance(doc, dict) and doc.get("error"):
-            raise in_band_error(doc, reply.headers, body)
+            done, _ = await asyncio.wait(running, timeout=after_s)
+            step = None if done else self.exchange.hedge()
+            if step is not None and self.engine.health.acquire(step.target) is None:
+                second = self._begin_beside(step)
+                running[spawn(self._await(second), name="hedge")] = second
+            return await self._first_of(running)
+        finally:
+            for task, trial in running.items():
+                if not task.done():
+                    task.cancel()
+                    self._lost(trial)
 
-    # --- the commit -----------------------------------------------------------------------------
+    def _begin_beside(self, step: Send) -> Trial:
+        first, self._trial = self._trial, None
+        second = self._begin(step)
+        self._trial = first
+        return second
 
-    def _commit(self) -> None:
+    async def _first_of(self, running: dict[asyncio.Task[Any], Trial]) -> Trial:
+        """The trial that has content first; raises the last error when none has."""
+        while True:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                trial = running.pop(task)
+                error = task.exception()
+                if error is None:
+                    self._trial = trial
+                    self.target, self.index = trial.target, self.exchange.place(trial.target)
+                    return trial
+                if not running or not isinstance(error, ProxyError):
+                    self._trial = trial
+                    self.target, self.index = trial.target, self.exchange.place(trial.target)
+                    raise error
+                self._failed(trial, error)
+                trial.close()
+
+    def _lost(self, trial: Trial) -> None:
+        """The slower one of two: cancelled, and what it was sent is accounted."""
+        trial.fix_prompt()
+        trial.close()
+        self.engine.health.released(trial.target)
+        self.attempts.append(trial.record(None, code="hedge_lost"))
+
+    # --- the commit and after ---------------------------------------------------------------------
+
+    def _commit(self, trial: Trial) -> None:
         """From here on the client has our answer; `core.exchange` says what that means."""
-        reply, meter = self.reply, self.meter
+        reply = trial.reply
         assert reply is not None
-        assert meter is not None
         self.exchange.commit()
         self.status = reply.status
-        meter.first_token()
+        trial.meter.first_token()
         if reply.kind is Kind.WHOLE:
-            body, extra = self._annotated(reply, meter)
+            body, extra = trial.annotated()
             self.client.head(reply.status, self._head(reply) + extra, len(body))
             self.client.write(body)
-            reply.ended = True
             reply.finished.set_result(None)
             return
         self.client.head(reply.status, self._head(reply), _length(reply))
         reply.relay_to(self.client)
 
-    def _annotated(self, reply: Reply, meter: Meter) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """A whole JSON answer and the headers that say what it cost (CONTRACT 5)."""
-        body, doc = reply.whole(), self._doc
-        if doc is None and b'"usage"' in body:
-            doc = _loads(body)
-        if not isinstance(doc, dict) or not (
-            self.call.endpoint in METERED or isinstance(doc.get("usage"), dict)
-        ):
-            return body, []
-        raw = doc.get("usage")
-        raw = raw if isinstance(raw, dict) and raw else None
-        said = () if raw else (Said(0, content=answer.text_of(doc)),)
-        usage = meter.fix(raw, said)
-        if self.call.annotate is Annotate.FULL:
-            if raw:
-                return annotate.add_to_usage(body, meter.added()), []
-            whole = b"{" + meter.counts() + b"," + meter.added() + b"}"
-            return annotate.annotate_json(body, meter.added(), whole), []
-        if self.call.annotate is Annotate.HEADERS:
-            extra = annotate.summary_headers(usage, meter.cost, meter.added())
-            return body, [(name.encode(), value.encode()) for name, value in extra]
-        return body, []
+    async def _relay(self, trial: Trial) -> None:
+        """Until the last byte; the bytes themselves go by callback."""
+        assert trial.reply is not None
+        if not trial.reply.finished.done():
+            await trial.reply.finished
+        else:
+            trial.reply.finished.result()
+        self.client.end()
+        ttft_s = trial.meter.ttft_s
+        asked_s = trial.started - self.call.accepted_at
+        self.engine.health.succeeded(trial.target, None if ttft_s is None else ttft_s - asked_s)
+        self.attempts.append(trial.record(None))
+
+    async def _resume(self, step: Resume) -> ProxyError | None:
+        """stream_recovery: splice. The same request to the next target, whose text is compared
+        with what the client has; it goes on where the other one stopped."""
+        broken = self._trial
+        assert broken is not None
+        stream = broken.reply.stream if broken.reply is not None else None
+        if stream is None or not (stream.can_resume or stream.resumed):
+            return _CannotResume("the answer that broke off cannot be taken up by another")
+        if not stream.resumed:
+            broken.fix_figures()
+            self.attempts[-1] = broken.record(None, self.attempts[-1].error)
+        if (wait_s := self.engine.health.acquire(step.target)) is not None:
+            return _Skipped(wait_s)
+        self.client.write(stream.resume())
+        self.target, self.index = step.target, step.index
+        trial = self._begin(step, resumed=stream)
+        trial.meter.ttft_s = broken.meter.ttft_s
+        try:
+            await self._await(trial)
+            assert trial.reply is not None
+            trial.reply.relay_to(self.client)
+            await self._relay(trial)
+        except ProxyError as error:
+            self._failed(trial, error)
+            return error
+        except asyncio.CancelledError:
+            self._left(trial)
+            raise
+        return None
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Nothing left: end a stream by its error event; the gateway tells the rest."""
+        reply = self._trial.reply if self._trial is not None else None
+        if self.exchange.committed and reply is not None:
+            if reply.stream is not None:
+                last = reply.stream.error_event(error.message, error.type, error.code)
+                self.client.write(last)
+                self.client.end()
+            else:
+                self.client.cut()
+        raise error
+
+    # --- bookkeeping ------------------------------------------------------------------------------
+
+    def _after(self, error: ProxyError) -> Step:
+        now = self.engine.now()
+        if isinstance(error, _Skipped):
+            here = self.exchange.plan[self.exchange.index]
+            step = self.exchange.skipped(error.wait_s, now)
+            if isinstance(step, Send):
+                self.skipped.append((here, step.target))
+            return step
+        return self.exchange.failed(error, now, self.engine.draw())
+
+    def _failed(self, trial: Trial, error: ProxyError) -> None:
+        if error.blame is Blame.UPSTREAM:
+            self.engine.health.failed(trial.target, error)
+        else:
+            self.engine.health.released(trial.target)
+        self.attempts.append(trial.record(error))
+
+    def _left(self, trial: Trial) -> None:
+        """The client hung up: nobody's failure."""
+        self.engine.health.released(trial.target)
+        self.attempts.append(trial.record(None, code="client_disconnected"))
+
+    # --- headers ----------------------------------------------------------------------------------
 
     def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
         headers = h.for_client(reply.headers)
@@ -394,64 +316,24 @@ class Carrier:
         ]
         if model_id := self.engine.directory.model_id(self.target):
             headers.insert(1, (b"x-lunar-model", _field_value(model_id)))
+        if self.debug:
+            headers.append((b"x-lunar-attempts-log", orjson.dumps(self._log())))
         return headers
 
-    def _render(self, raw: dict[str, Any] | None) -> bytes:
-        """The splice a stream asks for, at the moment it is written."""
-        meter, reply = self.meter, self.reply
-        assert meter is not None
-        assert reply is not None
-        assert reply.stream is not None
-        meter.first_token()  # a whole answer in one read is annotated before it is committed
-        meter.fix(raw, () if raw else reply.stream.text())
-        return meter.added() if raw else meter.counts() + b"," + meter.added()
-
-    # --- endings --------------------------------------------------------------------------------
-
-    def _done(self, started: float) -> None:
-        assert self.target is not None
-        self.client.end()
-        assert self.meter is not None
-        ttft = self.meter.ttft_s
-        waited = None if ttft is None else ttft - (started - self.call.accepted_at)
-        self.engine.health.succeeded(self.target, waited)
-        self._record(self.target, started, None)
-
-    def _after(self, error: ProxyError) -> Send | Resume | Refuse:
-        now = self.engine.now()
-        if isinstance(error, _Skipped):
-            return self.exchange.skipped(error.wait_s, now)
-        return self.exchange.failed(error, now, self.engine.draw())
-
-    def _refuse(self, error: ProxyError) -> None:
-        """Nothing left: tell the client, in a stream by its last event, else by raising."""
-        if not self.exchange.committed:
-            raise error
-        reply = self.reply
-        assert reply is not None
-        if reply.stream is not None:
-            self.client.write(reply.stream.error_event(error.message, error.type, error.code))
-            self.client.end()
-        else:
-            self.client.cut()
-        raise error
-
-    def _record(self, target: Target, started: float, error: ProxyError | None) -> None:
-        if error is not None and error.blame is Blame.UPSTREAM:
-            self.engine.health.failed(target, error)
-        status = self.reply.status if self.reply is not None else None
-        code = None if error is None else error.code
-        self.attempts.append(Attempt(target, status or None, code, self.engine.now() - started))
-
-    def _keep_figures(self, reply: Reply) -> None:
-        """What was used is known, or counted, however the call ended."""
-        stream, meter = reply.stream, self.meter
-        if meter is None or stream is None or not self.exchange.committed:
-            return
-        meter.fix(stream.usage, () if stream.usage else stream.text())
-
-    async def _resume(self, step: Resume) -> ProxyError | None:
-        raise StreamBroken("not reached until splice is configured")
+    def _log(self) -> list[dict[str, Any]]:
+        """Every attempt so far, for whoever debugs a chain; no secret is in any of it."""
+        done = self.attempts
+        if self._trial is not None and self.exchange.committed:
+            done = [*done, self._trial.record(None)]
+        return [
+            {
+                "target": _field_value(str(attempt.target)).decode(),
+                "status": attempt.status,
+                "error": attempt.error,
+                "ms": round(attempt.duration_s * 1000, 1),
+            }
+            for attempt in done
+        ]
 
 
 class _Skipped(ProxyError):
@@ -462,11 +344,8 @@ class _Skipped(ProxyError):
         self.wait_s = wait_s
 
 
-def _loads(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
+class _CannotResume(StreamBroken):
+    moves_on = False
 
 
 def _field_value(text: str) -> bytes:
@@ -480,7 +359,3 @@ def _length(reply: Reply) -> int | None:
         return None
     raw = h.get(reply.headers, b"content-length")
     return int(raw) if raw is not None and raw.isdigit() else None
-
-
-def _about_usage(error: Refused) -> bool:
-    return b"stream_options" in error.provider_body or b"include_usage" in error.provider_body

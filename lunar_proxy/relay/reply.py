@@ -47,6 +47,12 @@ MAX_PENDING = 256 * 1024
 AFTER_FINISH_S = 1.0
 
 
+class Diverged(StreamBroken):
+    """The answer to go on with says something else: the stream ends where it broke."""
+
+    code, moves_on = "upstream_diverged", False
+
+
 class Kind(Enum):
     EVENTS = "events"  # SSE
     WHOLE = "whole"  # JSON, or an error: read entirely before a decision
@@ -254,6 +260,8 @@ class Reply:
         if self.client is not None:
             if stream.holding or stream.finish_seen or stream.error is not None:
                 self._look(stream)
+            elif stream.diverged:
+                self._fail(Diverged("another provider's answer is not the one that broke off"))
         elif stream.started:
             self._decide()
         elif stream.error is not None:
@@ -284,9 +292,8 @@ class Reply:
         """An answer whose sense is complete is a success, however its connection ended."""
         if self.client is None:
             return False  # relay_to asks again
-        self._emit(stream.release())
         self._emit(stream.eof())
-        if stream.error is not None or not stream.complete:
+        if stream.error is not None or stream.diverged or not stream.complete:
             return False
         self._finish()
         return True
@@ -329,6 +336,7 @@ class Reply:
         return (now if self._paused else self._last_at) + self.timeouts.idle_s
 
     def _on_finish_timer(self) -> None:
+        self._finish_timer = None
         stream = self.stream
         if stream is None or self.finished.done():
             return

@@ -1,0 +1,100 @@
+"""What a call is carried with: the nouns between the gateway and the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lunar_proxy.core.model import Target
+from lunar_proxy.core.multipart import FormModel
+from lunar_proxy.core.pricing import HourlyPrice, Price
+from lunar_proxy.providers.base import Account, Origin, UpstreamRequest
+
+from .health import Health
+from .meter import Counter
+from .reply import Link
+from .upstream import Receiver
+
+
+class Line(Link, Protocol):
+    """A connection that can be asked one thing."""
+
+    @property
+    def reused(self) -> bool: ...
+
+    def ask(self, request: UpstreamRequest, receiver: Receiver) -> None: ...
+
+    async def ask_streaming(
+        self,
+        request: UpstreamRequest,
+        chunks: AsyncIterator[bytes],
+        length: int | None,
+        receiver: Receiver,
+    ) -> None: ...
+
+
+class Dial(Protocol):
+    """Raises ConnectFailed, ConnectTimeout or TlsFailed; `fresh`: not one that was used before."""
+
+    async def __call__(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Line: ...
+
+
+class Directory(Protocol):
+    """What the compiled config knows of a target."""
+
+    def account(self, target: Target) -> Account: ...
+
+    def model_id(self, target: Target) -> str: ...
+
+    def price(self, target: Target) -> Price | HourlyPrice | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """CONTRACT 2 `hedge`; `after_s` None: the target's own 95th percentile."""
+
+    enabled: bool = False
+    after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One for the whole proxy, made anew with every config."""
+
+    directory: Directory
+    dial: Dial
+    health: Health
+    counter: Counter
+    now: Callable[[], float]  # monotonic seconds
+    wall: Callable[[], float]  # seconds since 1970
+    draw: Callable[[], float]  # uniform in [0, 1)
+    no_usage: set[str]  # providers that refused stream_options: not asked again
+    hedge: Hedge = Hedge()
+
+
+@dataclass(slots=True)
+class Upload:
+    """A request body that is still arriving. `held` was read already, to find the form's `model`.
+
+    It can be sent once: after its first chunk has left, no other target can be asked.
+    """
+
+    chunks: AsyncIterator[bytes]
+    length: int | None
+    held: bytes = b""
+    model: FormModel | None = None
+
+    def body(self, model_id: str) -> tuple[AsyncIterator[bytes], int | None]:
+        """The body with the model replaced, and its length if it is known."""
+        held = self.held
+        if self.model is not None:
+            held = held[: self.model.start] + model_id.encode() + held[self.model.end :]
+        length = None if self.length is None else self.length + len(held) - len(self.held)
+        return self._all(held), length
+
+    async def _all(self, held: bytes) -> AsyncIterator[bytes]:
+        if held:
+            yield held
+        async for chunk in self.chunks:
+            yield chunk

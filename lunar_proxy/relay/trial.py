@@ -1,0 +1,270 @@
+"""One target, asked once: what is sent to it, and whether its answer is one.
+
+A trial ends `decided`: its reply holds content that may be shown, or an error was raised and the
+client knows nothing of it. What the answer used and cost is the trial's own (`meter`), so several
+can run for one call: one after another, or side by side (hedging).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from lunar_proxy.core import annotate, answer
+from lunar_proxy.core.errors import BadAnswer, NoAnswer, ProviderError, ProxyError, Refused
+from lunar_proxy.core.exchange import Resume, Send
+from lunar_proxy.core.jsonspan import rewrite_request
+from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
+from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
+from lunar_proxy.core.transcript import Said
+from lunar_proxy.providers.base import UpstreamRequest
+from lunar_proxy.providers.openai import in_band_error
+
+from .engine import Engine, Upload
+from .meter import Meter
+from .reply import Kind, Reply, Wire
+from .upstream import Stale
+
+SHAPES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESPONSES}
+# Where the provider can be asked for usage, and where an answer must be JSON or SSE.
+ASKABLE = frozenset({"chat/completions", "completions"})
+METERED = frozenset({"chat/completions", "completions", "responses", "embeddings"})
+# What the proxy understands and a provider may not (CONTRACT 4).
+OURS = frozenset({"provider", "fallbacks", "models", "cost_weight"})
+
+
+class Trial:
+    """`run` it, then read `reply` and `meter`; `close` it whatever happened."""
+
+    __slots__ = (
+        "_account",
+        "_doc",
+        "_key",
+        "_resumed",
+        "_total_at",
+        "_upload",
+        "call",
+        "calls",
+        "engine",
+        "keep_text",
+        "meter",
+        "own_key",
+        "phase",
+        "reply",
+        "started",
+        "target",
+        "usage_asked",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        call: Call,
+        step: Send | Resume,
+        total_at: float,
+        *,
+        own_key: bytes | None = None,
+        upload: Upload | None = None,
+        keep_text: bool = False,
+        resumed: Stream | None = None,
+    ) -> None:
+        self.engine = engine
+        self.call = call
+        self.target: Target = step.target
+        self.own_key = own_key  # the caller's, where it was sent for this provider
+        self.keep_text = keep_text
+        self.started = engine.now()
+        self.phase = Phase.CONNECT
+        self.calls = 0
+        self.reply: Reply | None = None
+        self.usage_asked = False
+        price = engine.directory.price(step.target)
+        self.meter = Meter(call, price, engine.counter, engine.now)
+        self._account = engine.directory.account(step.target)
+        self._key = step.key if isinstance(step, Send) else 0
+        self._total_at = total_at
+        self._upload = upload
+        self._resumed = resumed
+        self._doc: Any = None  # the whole JSON answer, parsed
+
+    async def run(self) -> None:
+        """Until content is there; raises ProxyError when it will not come."""
+        self.usage_asked = self._asks_usage()
+        try:
+            await self._send()
+        except Refused as error:
+            if not (self.usage_asked and _about_usage(error)):
+                raise
+            self.engine.no_usage.add(self._account.id)
+            self.usage_asked = False
+            await self._send()
+
+    def close(self) -> None:
+        if self.reply is not None:
+            self.reply.close()
+
+    def fix_figures(self) -> None:
+        """What a stream used, known or counted, however it ended."""
+        reply = self.reply
+        if reply is not None and reply.stream is not None and reply.stream.started:
+            usage = reply.stream.usage
+            self.meter.fix(usage, () if usage else reply.stream.text())
+
+    def fix_prompt(self) -> None:
+        """The prompt was sent and the answer not awaited: it is billed all the same."""
+        if self.calls:
+            self.meter.fix(None, ())
+
+    def record(self, error: ProxyError | None, code: str | None = None) -> Attempt:
+        status = self.reply.status if self.reply is not None else 0
+        code = error.code if error is not None else code
+        duration_s = self.engine.now() - self.started
+        meter = self.meter
+        return Attempt(self.target, status or None, code, duration_s, meter.usage, meter.cost)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        request = self._request()
+        try:
+            await self._once(request, fresh=self._upload is not None)
+        except Stale:
+            if self._upload is not None:
+                raise NoAnswer("the provider closed the connection") from None
+            await self._once(request, fresh=True)
+        self._check()
+
+    async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
+        self.close()
+        self.phase = Phase.CONNECT
+        timeouts = self._account.timeouts
+        line = await self.engine.dial(request.origin, timeout_s=timeouts.connect_s, fresh=fresh)
+        self.calls += 1
+        wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
+        loop = asyncio.get_running_loop()
+        reply = self.reply = Reply(loop, timeouts, self._total_at, wire, self._stream)
+        reply.link = line
+        self.phase = Phase.FIRST_TOKEN if self.call.stream else Phase.HEADERS
+        if self._upload is None:
+            line.ask(request, reply)
+        else:
+            chunks, length = self._upload.body(self.engine.directory.model_id(self.target))
+            await line.ask_streaming(request, chunks, length, reply)
+        await reply.decided
+
+    def _request(self) -> UpstreamRequest:
+        call, account = self.call, self._account
+        model_id = self.engine.directory.model_id(self.target)
+        body = call.body
+        if call.doc is not None and self._upload is None:
+            model = model_id if "model" in call.doc else None
+            ask_usage = self.usage_asked
+            body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
+        key = self.own_key
+        if account.keys:
+            key = account.keys[self._key % len(account.keys)]
+        target = Target(self.target.provider, model_id)
+        return account.dialect.request(call, target, account, key, body)
+
+    def _asks_usage(self) -> bool:
+        call = self.call
+        return (
+            call.stream
+            and call.endpoint in ASKABLE
+            and call.annotate is not Annotate.OFF
+            and call.include_usage is None
+            and self._account.id not in self.engine.no_usage
+        )
+
+    def _stream(self) -> Stream:
+        if self._resumed is not None:
+            return self._resumed
+        call = self.call
+        n = (call.doc or {}).get("n")
+        return Stream(
+            SHAPES.get(call.endpoint, OPAQUE),
+            splice=call.annotate is Annotate.FULL and call.include_usage is not False,
+            injected=self.usage_asked,
+            render=self.render,
+            asked=call.include_usage is True,
+            choices=n if isinstance(n, int) and n > 0 else 1,
+            keep_text=self.keep_text,
+        )
+
+    # --- what came --------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """A decided reply may still be a refusal, or a 200 that is none."""
+        reply = self.reply
+        assert reply is not None
+        if reply.status >= 400:
+            raise self._provider_error(reply)
+        if reply.status >= 300:
+            raise BadAnswer(f"the provider answered with a redirect ({reply.status})")
+        if reply.kind is Kind.WHOLE and self.call.endpoint in METERED:
+            self._check_json(reply)
+
+    def _provider_error(self, reply: Reply) -> ProviderError:
+        account = self._account
+        return account.dialect.error(
+            reply.status,
+            reply.headers,
+            reply.whole(),
+            our_key=bool(account.keys),
+            now=self.engine.wall(),
+        )
+
+    def _check_json(self, reply: Reply) -> None:
+        body = reply.whole()
+        try:
+            doc = self._doc = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise BadAnswer("the provider's answer is not valid JSON") from None
+        if isinstance(doc, dict) and doc.get("error"):
+            raise in_band_error(doc, reply.headers, body)
+
+    def annotated(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """A whole JSON answer and the headers that say what it cost (CONTRACT 5)."""
+        assert self.reply is not None
+        body, doc = self.reply.whole(), self._doc
+        if doc is None and b'"usage"' in body:
+            doc = _loads(body)
+        if not isinstance(doc, dict) or not (
+            self.call.endpoint in METERED or isinstance(doc.get("usage"), dict)
+        ):
+            return body, []
+        raw = doc.get("usage")
+        raw = raw if isinstance(raw, dict) and raw else None
+        meter = self.meter
+        usage = meter.fix(raw, () if raw else (Said(0, content=answer.text_of(doc)),))
+        if self.call.annotate is Annotate.FULL:
+            if raw:
+                return annotate.add_to_usage(body, meter.added()), []
+            whole = b"{" + meter.counts() + b"," + meter.added() + b"}"
+            return annotate.annotate_json(body, meter.added(), whole), []
+        if self.call.annotate is Annotate.HEADERS:
+            extra = annotate.summary_headers(usage, meter.cost, meter.added())
+            return body, [(name.encode(), value.encode()) for name, value in extra]
+        return body, []
+
+    def render(self, raw: dict[str, Any] | None) -> bytes:
+        """The splice a stream asks for, at the moment it is written."""
+        meter, reply = self.meter, self.reply
+        assert reply is not None
+        assert reply.stream is not None
+        meter.first_token()  # a whole answer in one read is annotated before it is committed
+        meter.fix(raw, () if raw else reply.stream.text())
+        return meter.added() if raw else meter.counts() + b"," + meter.added()
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _about_usage(error: Refused) -> bool:
+    return b"stream_options" in error.provider_body or b"include_usage" in error.provider_body
