@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lunar_proxy.core.model import Target
@@ -70,6 +70,7 @@ class Engine:
     wall: Callable[[], float]  # seconds since 1970
     draw: Callable[[], float]  # uniform in [0, 1)
     no_usage: set[str]  # providers that refused stream_options: not asked again
+    only_chat: set[Target] = field(default_factory=set)  # said so when asked for a completion
     hedge: Hedge = Hedge()
 
 

@@ -34,6 +34,7 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.model import Headers
 from lunar_proxy.core.stream import Stream
 from lunar_proxy.providers.base import Timeouts
+from lunar_proxy.providers.translate import EventTranslator, Translation
 
 from .client import Client
 
@@ -90,6 +91,8 @@ class Reply:
         "_pending_size",
         "_timer",
         "_total_at",
+        "_translation",
+        "_translator",
         "_wire",
         "client",
         "decided",
@@ -110,6 +113,7 @@ class Reply:
         total_at: float,
         wire: Wire,
         make_stream: Callable[[], Stream],
+        translation: Translation | None = None,
     ) -> None:
         self.timeouts = timeouts
         self.status = 0
@@ -125,6 +129,8 @@ class Reply:
         self._wire = wire
         self._make_stream = make_stream
         self._decoder: Decoder | None = None
+        self._translation = translation
+        self._translator: EventTranslator | None = None
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._paused = False
@@ -148,6 +154,8 @@ class Reply:
             self._decoder = decoder(h.get(headers, b"content-encoding"))
         if self.kind is Kind.EVENTS:
             self.stream = self._make_stream()
+            if self._translation is not None:
+                self._translator = self._translation.events()
             return
         self._first = False
         self._loop.call_soon(self._mind_the_rest)
@@ -159,12 +167,14 @@ class Reply:
 
     def body(self, data: bytes) -> None:
         self._last_at = self._loop.time()
-        if self._decoder is not None:
-            try:
+        try:
+            if self._decoder is not None:
                 data = self._decoder.feed(data)
-            except ProxyError as error:
-                self._fail(error)
-                return
+            if self._translator is not None:
+                data = self._translator.feed(data)
+        except ProxyError as error:
+            self._fail(error)
+            return
         if self.stream is not None:
             self._events(self.stream, data)
         else:
@@ -175,8 +185,12 @@ class Reply:
     def end(self) -> None:
         self.ended = True
         if self.stream is not None:
+            if self._translator is not None and (last := self._translator.eof()):
+                self._events(self.stream, last)
             self._events_end(self.stream)
         elif not self.decided.done():
+            if self._translation is not None and self.status < 300:
+                self._pending = [self._translation.answer(self.whole())]
             self._decide()
         elif self.client is not None:
             self._finish()

@@ -13,7 +13,14 @@ from typing import Any
 import orjson
 
 from lunar_proxy.core import annotate, answer
-from lunar_proxy.core.errors import BadAnswer, NoAnswer, ProviderError, ProxyError, Refused
+from lunar_proxy.core.errors import (
+    BadAnswer,
+    NoAnswer,
+    ProviderError,
+    ProxyError,
+    Refused,
+    UnknownModel,
+)
 from lunar_proxy.core.exchange import Resume, Send
 from lunar_proxy.core.jsonspan import rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
@@ -21,6 +28,7 @@ from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
 from lunar_proxy.core.transcript import Said
 from lunar_proxy.providers.base import UpstreamRequest
 from lunar_proxy.providers.openai import in_band_error
+from lunar_proxy.providers.translate import Translation, translation_for
 
 from .engine import Engine, Upload
 from .meter import Meter
@@ -44,6 +52,7 @@ class Trial:
         "_key",
         "_resumed",
         "_total_at",
+        "_translation",
         "_upload",
         "call",
         "calls",
@@ -87,19 +96,32 @@ class Trial:
         self._total_at = total_at
         self._upload = upload
         self._resumed = resumed
+        self._translation: Translation | None = None
         self._doc: Any = None  # the whole JSON answer, parsed
 
     async def run(self) -> None:
         """Until content is there; raises ProxyError when it will not come."""
-        self.usage_asked = self._asks_usage()
-        try:
-            await self._send()
-        except Refused as error:
-            if not (self.usage_asked and _about_usage(error)):
-                raise
+        while True:
+            self.usage_asked = self._asks_usage()
+            self._translation = self._translates()
+            try:
+                await self._send()
+            except (Refused, UnknownModel) as error:
+                if not self._learned(error):
+                    raise
+            else:
+                return
+
+    def _learned(self, error: ProviderError) -> bool:
+        """The refusal says how this provider wants to be asked, now and from now on."""
+        if self.usage_asked and _about_usage(error):
             self.engine.no_usage.add(self._account.id)
-            self.usage_asked = False
-            await self._send()
+            return True
+        asked_natively = self.call.endpoint == "completions" and self._translation is None
+        if asked_natively and _only_chat(error):
+            self.engine.only_chat.add(self.target)
+            return True
+        return False
 
     def close(self) -> None:
         if self.reply is not None:
@@ -144,7 +166,9 @@ class Trial:
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
         loop = asyncio.get_running_loop()
-        reply = self.reply = Reply(loop, timeouts, self._total_at, wire, self._stream)
+        reply = self.reply = Reply(
+            loop, timeouts, self._total_at, wire, self._stream, self._translation
+        )
         reply.link = line
         self.phase = Phase.FIRST_TOKEN if self.call.stream else Phase.HEADERS
         if self._upload is None:
@@ -162,11 +186,18 @@ class Trial:
             model = model_id if "model" in call.doc else None
             ask_usage = self.usage_asked
             body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
+            if self._translation is not None:
+                body = self._translation.request(body, call.doc)
+                call = self._translation.call(call)
         key = self.own_key
         if account.keys:
             key = account.keys[self._key % len(account.keys)]
         target = Target(self.target.provider, model_id)
         return account.dialect.request(call, target, account, key, body)
+
+    def _translates(self) -> Translation | None:
+        chat_only = self._account.chat_only or self.target in self.engine.only_chat
+        return translation_for(self.call.endpoint, chat_only=chat_only)
 
     def _asks_usage(self) -> bool:
         call = self.call
@@ -266,5 +297,11 @@ def _loads(body: bytes) -> Any:
         return None
 
 
-def _about_usage(error: Refused) -> bool:
+def _only_chat(error: ProviderError) -> bool:
+    """The model, or its server, has no legacy completions. OpenAI says so in a 404 that names the
+    endpoint to use; a server without the route in a 405, or not at all (`completions: chat`)."""
+    return error.provider_status == 405 or b"chat/completions" in error.provider_body
+
+
+def _about_usage(error: ProviderError) -> bool:
     return b"stream_options" in error.provider_body or b"include_usage" in error.provider_body

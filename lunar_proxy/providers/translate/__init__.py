@@ -11,8 +11,10 @@ One file per pair of APIs, named `FROM_to_TO.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+from lunar_proxy.core.model import Call
 
 from . import completions_to_chat
 
@@ -40,6 +42,9 @@ class Translation:
     request: Callable[[bytes, dict[str, Any]], bytes]
     answer: Callable[[bytes], bytes]
     events: Callable[[], EventTranslator]
+
+    def call(self, call: Call) -> Call:
+        return replace(call, path=self.path, endpoint=self.endpoint)
 
 
 COMPLETIONS_TO_CHAT = Translation(
