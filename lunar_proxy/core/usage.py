@@ -9,35 +9,68 @@ two things. Where dialects differ in what a number *includes*, the total tells t
     Anthropic's own fields     `input_tokens` leaves cached and cache-written tokens out
     Perplexity deep research   `reasoning_tokens` are neither in the completion nor in the total
 
+Reading goes by the members an answer has, a handful, and not by the thirty names there are.
+
 A provider's numbers are outside our control, so nothing here raises: what is not a count is as
 good as absent, and a share larger than its whole is cut to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .model import Usage
 
 # No answer bills a trillion tokens; a larger number is junk that would overflow exact money.
 MAX_TOKENS = 10**12
 
-# `input_token_details` is how the audio transcription API spells it.
-_IN_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
-_OUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
-
-_AUDIO = ("audio_tokens",)
-_OUTPUT = ("completion_tokens", "output_tokens")
-_REASONING = ("reasoning_tokens", "thinking_tokens")
-_ANTHROPIC_READ, _ANTHROPIC_WRITE = ("cache_read_input_tokens",), ("cache_creation_input_tokens",)
-_READ = (
-    *_ANTHROPIC_READ,
-    "prompt_cache_hit_tokens",  # DeepSeek
-    "cached_tokens",  # Moonshot
-    "num_cached_tokens",  # Mistral
+# What can be counted: places in a list. The first four are wholes, of which absent is not none.
+_WHOLES, _SHARES = 4, 8
+_PROMPT, _NATIVE_PROMPT, _OUTPUT, _TOTAL = range(_WHOLES)
+_NATIVE_READ, _NATIVE_WRITE, _READ, _WRITE, _REASONING, _AUDIO_IN, _AUDIO_OUT, _AUDIO_READ = range(
+    _WHOLES, _WHOLES + _SHARES
 )
-_READ_DETAILS = ("cached_tokens", "cache_read_input_tokens")
-_WRITE_DETAILS = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
+_ABSENT = -1
+_NOTHING_SAID = (_ABSENT,) * _WHOLES + (0,) * _SHARES
+
+# A member's name -> what it counts, or what the members within it count.
+_Names = Mapping[str, "int | _Names"]
+
+_IN_DETAILS: _Names = {
+    "audio_tokens": _AUDIO_IN,
+    "cached_tokens": _READ,
+    "cache_read_input_tokens": _READ,
+    "cache_write_tokens": _WRITE,
+    "cache_creation_tokens": _WRITE,
+    "cache_creation_input_tokens": _WRITE,
+    "cached_tokens_details": {"audio_tokens": _AUDIO_READ},
+}
+_OUT_DETAILS: _Names = {
+    "audio_tokens": _AUDIO_OUT,
+    "reasoning_tokens": _REASONING,
+    "thinking_tokens": _REASONING,
+}
+_NAMES: _Names = {
+    "prompt_tokens": _PROMPT,
+    "completion_tokens": _OUTPUT,
+    "total_tokens": _TOTAL,
+    "prompt_tokens_details": _IN_DETAILS,
+    "completion_tokens_details": _OUT_DETAILS,
+    "reasoning_tokens": _REASONING,
+    "thinking_tokens": _REASONING,
+    # the responses API, and Anthropic's own
+    "input_tokens": _NATIVE_PROMPT,
+    "output_tokens": _OUTPUT,
+    "input_tokens_details": _IN_DETAILS,
+    "input_token_details": _IN_DETAILS,  # the audio transcription API
+    "output_tokens_details": _OUT_DETAILS,
+    "output_token_details": _OUT_DETAILS,
+    "cache_read_input_tokens": _NATIVE_READ,
+    "cache_creation_input_tokens": _NATIVE_WRITE,
+    "prompt_cache_hit_tokens": _READ,  # DeepSeek
+    "cached_tokens": _READ,  # Moonshot
+    "num_cached_tokens": _READ,  # Mistral
+}
 
 
 def read_usage(raw: object) -> Usage | None:
@@ -48,67 +81,50 @@ def read_usage(raw: object) -> Usage | None:
     """
     if not isinstance(raw, dict):
         return None
-    prompt, output = _whole_prompt(raw), _count((raw,), _OUTPUT)
-    total = _count((raw,), ("total_tokens",))
-    if prompt is None and output is None and total is None:
+    counts = [*_NOTHING_SAID]
+    _collect(counts, raw, _NAMES)
+    prompt, native, output, total = counts[:_WHOLES]
+    if prompt == native == output == total == _ABSENT:
         return None
-    if prompt is None:  # Voyage's embeddings report a total alone
-        prompt = max((total or 0) - (output or 0), 0)
-    return _shared_out(raw, prompt, output or 0, total or 0)
+    if prompt == _ABSENT and native != _ABSENT:
+        prompt = native + counts[_NATIVE_READ] + counts[_NATIVE_WRITE]
+    elif native > prompt:
+        prompt = native
+    if output == _ABSENT:
+        output = 0
+    if prompt == _ABSENT:  # Voyage's embeddings report a total alone
+        prompt = max(total - output, 0)
+    return _shared_out(counts, prompt, output, "citation_tokens" in raw)
 
 
-def _whole_prompt(raw: Mapping[str, object]) -> int | None:
-    prompt, native = _count((raw,), ("prompt_tokens",)), _count((raw,), ("input_tokens",))
-    if prompt is not None:
-        return max(prompt, native or 0)
-    if native is None:
-        return None
-    return native + _known((raw,), _ANTHROPIC_READ) + _known((raw,), _ANTHROPIC_WRITE)
+def _collect(counts: list[int], raw: Mapping[str, object], names: _Names) -> None:
+    """Of several names for one count the largest: some gateways send two, one of them zero."""
+    for name in raw:
+        if name not in names:
+            continue
+        what, value = names[name], raw[name]
+        # `type` and not isinstance: True is no token
+        if type(value) is int and type(what) is int:
+            if counts[what] < value <= MAX_TOKENS:
+                counts[what] = value
+        elif type(value) is dict and type(what) is dict:
+            _collect(counts, value, what)
 
 
-def _shared_out(raw: Mapping[str, object], prompt: int, output: int, total: int) -> Usage:
+def _shared_out(counts: list[int], prompt: int, output: int, cites: bool) -> Usage:
     """The shares, each cut to its whole."""
-    ins, outs = _details(raw, _IN_DETAILS), _details(raw, _OUT_DETAILS)
-    read = max(_known((raw,), _READ), _known(ins, _READ_DETAILS))
-    write = max(_known((raw,), _ANTHROPIC_WRITE), _known(ins, _WRITE_DETAILS))
-    reasoning = _known((raw, *outs), _REASONING)
-    extra = max(total - prompt - output, 0)  # what only the total knows of
-    if extra and extra == read + write and extra != reasoning:
+    native_read, native_write, read, write, reasoning, heard, spoken, reheard = counts[_WHOLES:]
+    read, write = max(read, native_read), max(write, native_write)
+    extra = counts[_TOTAL] - prompt - output  # what only the total knows of
+    if extra > 0 and extra == read + write and extra != reasoning:
         prompt += extra  # a gateway that left the cached tokens out of the prompt
-    elif extra:
+    elif extra > 0:
         output, reasoning = output + extra, max(reasoning, extra)
-    elif reasoning > output or "citation_tokens" in raw:
+    elif reasoning > output or cites:
         output += reasoning
     read = min(read, prompt)
-    audio = min(_known(ins, _AUDIO), prompt)
-    cached = [part for one in ins for part in _details(one, ("cached_tokens_details",))]
-    return Usage(
-        input_tokens=prompt,
-        output_tokens=output,
-        cache_read_tokens=read,
-        cache_write_tokens=min(write, prompt - read),
-        reasoning_tokens=min(reasoning, output),
-        input_audio_tokens=audio,
-        output_audio_tokens=min(_known(outs, _AUDIO), output),
-        cache_audio_read_tokens=min(_known(cached, _AUDIO), audio, read),
-    )
-
-
-def _details(raw: Mapping[str, object], names: tuple[str, ...]) -> list[Mapping[str, object]]:
-    return [value for name in names if isinstance(value := raw.get(name), dict)]
-
-
-def _count(places: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> int | None:
-    """The largest count under any of its names: some gateways send two, one of them zero."""
-    best: int | None = None
-    for place in places:
-        for name in names:
-            value = place.get(name)
-            # `type` and not isinstance: True is no token
-            if type(value) is int and 0 <= value <= MAX_TOKENS and (best is None or value > best):
-                best = value
-    return best
-
-
-def _known(places: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> int:
-    return _count(places, names) or 0
+    write, reasoning = min(write, prompt - read), min(reasoning, output)
+    if not (heard or spoken):  # most answers, so they do not pay for it
+        return Usage(prompt, output, read, write, reasoning)
+    heard, spoken = min(heard, prompt), min(spoken, output)
+    return Usage(prompt, output, read, write, reasoning, heard, spoken, min(reheard, heard, read))
