@@ -138,9 +138,10 @@ class MemoryLedger:
 
     def add(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            known = self._rows.get(entry.place)
-            amounts = entry.amounts
-            self._rows[entry.place] = amounts if known is None else tuple(map(add, known, amounts))
+            place, amounts = entry.place, entry.amounts
+            if place in self._rows:
+                amounts = tuple(map(add, self._rows[place], amounts))
+            self._rows[place] = amounts
 
     def drain(self) -> list[Entry]:
         """All rows; the buffer is empty afterwards."""
