@@ -292,7 +292,7 @@ class Gateway:
         headers = [
             pair
             for pair in for_client(error.provider_headers)
-            if pair[0] not in (b"content-encoding", b"retry-after", b"retry-after-ms")
+            if pair[0] not in (b"retry-after", b"retry-after-ms")
         ]
         if error.retry_after_s is not None:
             headers += retry_headers(error.retry_after_s)

@@ -294,8 +294,6 @@ class Carrier:
 
     def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
         headers = h.for_client(reply.headers)
-        if reply.decoded:
-            headers = [pair for pair in headers if pair[0] != b"content-encoding"]
         if self.extra_headers:  # limits of ours, so the provider's say nothing to this client
             headers = [pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")]
         headers.append((b"x-request-id", self.call.id.encode()))

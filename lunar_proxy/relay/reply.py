@@ -146,12 +146,12 @@ class Reply:
     def head(self, status: int, headers: Headers) -> None:
         self.status, self.headers = status, headers
         self._last_at = self._loop.time()
-        if status >= 300:
-            self._first = False
-            return
-        self.kind = self._kind(h.get(headers, b"content-type") or b"")
+        if status < 300:
+            self.kind = self._kind(h.get(headers, b"content-type") or b"")
         if self.kind is not Kind.OPAQUE:
             self._decoder = decoder(h.get(headers, b"content-encoding"))
+            if self._decoder is not None:
+                self.headers = tuple(pair for pair in headers if pair[0] != b"content-encoding")
         if self.kind is Kind.EVENTS:
             self.stream = self._make_stream()
             if self._translation is not None:
@@ -203,11 +203,6 @@ class Reply:
         self._fail(error)
 
     # --- what the carrier does ------------------------------------------------------------------
-
-    @property
-    def decoded(self) -> bool:
-        """The body was compressed and is not any more."""
-        return self._decoder is not None
 
     def whole(self) -> bytes:
         """The body of a WHOLE answer, once decided."""
