@@ -106,6 +106,20 @@ def in_band_error(doc: dict[str, Any], headers: Headers, body: bytes) -> InBandE
     return InBandError(message, status=502, headers=headers, body=body)
 
 
+def in_band_event(data: bytes, headers: Headers) -> InBandError:
+    """The same for an event of a stream: of it, the `error` object is what can be passed on."""
+    detail = error_detail(data)
+    if isinstance(response := detail.get("response"), dict):  # `response.failed` has it one deeper
+        detail = response.get("error") or {}
+    fields = tuple(pair for pair in headers if pair[0] != b"content-type")
+    return InBandError(
+        str(detail.get("message") or "the provider reported an error in its stream"),
+        status=502 if detail else 200,
+        headers=((b"content-type", b"application/json"), *fields),
+        body=orjson.dumps({"error": detail}),
+    )
+
+
 def retry_after(headers: Headers, now: float) -> float | None:
     """Seconds to wait as the provider asks, from the most to the least exact of three headers.
 

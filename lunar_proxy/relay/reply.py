@@ -34,6 +34,7 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.model import Headers
 from lunar_proxy.core.stream import Stream
 from lunar_proxy.providers.base import Timeouts
+from lunar_proxy.providers.openai import in_band_event
 from lunar_proxy.providers.translate import EventTranslator, Translation
 
 from .client import Client
@@ -309,12 +310,7 @@ class Reply:
 
     def _in_band(self, stream: Stream) -> InBandError:
         fault = stream.error
-        doc = fault.doc if fault is not None and isinstance(fault.doc, dict) else {}
-        error = doc.get("error")
-        detail = error if isinstance(error, dict) else doc
-        message = str(detail.get("message") or "the provider reported an error in its stream")
-        body = fault.raw if fault is not None else b""
-        return InBandError(message, status=502, headers=self.headers, body=body)
+        return in_band_event(fault.raw if fault is not None else b"", self.headers)
 
     # --- timers ---------------------------------------------------------------------------------
 
