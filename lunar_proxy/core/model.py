@@ -7,7 +7,7 @@ money is `Decimal` US dollars, token counts are whole tokens as the provider bil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
@@ -49,8 +49,7 @@ class Identity:
     limits: Any = None  # core.limits.Limits, None: the configured default
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request, as the client sent it. `doc` is its JSON body parsed, None for any other."""
 
     id: str
@@ -68,7 +67,11 @@ class Call:
     accepted_at: float
     client: str  # the peer's address
     identity: Identity | None = None
-    own_key: bytes | None = field(default=None, repr=False)  # the caller's own provider key
+    own_key: bytes | None = None  # the caller's own provider key
+
+    def __repr__(self) -> str:
+        """Short, and without the headers and the body, which no log should hold."""
+        return f"<Call {self.id} {self.endpoint} {self.model}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from .errors import InvalidRequest, ModelNotFound
 from .model import Target
@@ -65,8 +66,7 @@ class Catalogue:
     serves: Callable[[str], Sequence[Target]] = lambda _model: ()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """How a call names its model."""
 
     model: str

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lunar_proxy.config import Config
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
@@ -32,8 +31,7 @@ class Verifier(Protocol):
     def verify(self, token: str) -> Awaitable[Identity]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     identity: Identity | None
     own_key: bytes | None
 

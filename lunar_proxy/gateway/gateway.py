@@ -36,6 +36,7 @@ from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
 from lunar_proxy.relay.client import Client
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
+from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Reservation, Store, entry
 
 from .admission import Callers, Limiter, limits_of, permitted
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 # nginx's status for a client that closed the connection; never sent, only logged and counted.
 CLIENT_CLOSED_REQUEST = 499
+# Plans of a single target that are remembered; names come from clients, so there is a bound.
+MAX_PLANS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,13 @@ class Gateway:
         self.draining = False
         self._quiet = asyncio.Event()
         self._no_usage: set[str] = set()
+        self._watch = Watch()
+        self._plans: dict[Asked, list[Target]] = {}
         self.use(runtime, callers)
 
     def use(self, runtime: Runtime, callers: Callers) -> None:
         self.runtime = runtime
+        self._plans = {}
         self.callers = callers
         self.health.breaker = runtime.breaker
         config = runtime.config
@@ -102,6 +108,7 @@ class Gateway:
             now=self.ports.now,
             wall=self.ports.wall,
             draw=self.ports.draw,
+            watch=self._watch,
             no_usage=self._no_usage,
             hedge=Hedge(config.hedge.enabled, config.hedge.after_s),
         )
@@ -219,8 +226,18 @@ class Gateway:
             if asked.provider not in known:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
             return [Target(asked.provider, "")]
-        plan = routing.plan(asked, runtime.catalogue, self.facts)
+        plan = self._plan_of(runtime, asked)
         return permitted(call.identity, asked.model, plan)
+
+    def _plan_of(self, runtime: Runtime, asked: Asked) -> list[Target]:
+        if asked.fallbacks is not None:
+            return routing.plan(asked, runtime.catalogue, self.facts)
+        if (known := self._plans.get(asked)) is not None:
+            return known
+        plan = routing.plan(asked, runtime.catalogue, self.facts)
+        if len(plan) == 1 and len(self._plans) < MAX_PLANS:
+            self._plans[asked] = plan  # nothing measured can change the order of one target
+        return plan
 
     def _asked(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> Asked:
         doc = call.doc or {}

@@ -7,7 +7,7 @@ An `Account` is one configured provider; a `Dialect` turns a call for one of its
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lunar_proxy.core.errors import ProviderError
 from lunar_proxy.core.headers import render
@@ -69,8 +69,7 @@ def static_head(origin: Origin, headers: Headers) -> bytes:
     return render(own)
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(NamedTuple):
     """A request ready for the wire. `secret` is masked should the provider echo it."""
 
     origin: Origin

@@ -206,7 +206,7 @@ class Carrier:
             body, extra = trial.annotated()
             self.client.head(reply.status, self._head(reply) + extra, len(body))
             self.client.write(body)
-            reply.finished.set_result(None)
+            reply.settle_whole()
             return
         self.client.head(reply.status, self._head(reply), _length(reply))
         reply.relay_to(self.client)
@@ -214,10 +214,14 @@ class Carrier:
     async def _relay(self, trial: Trial) -> None:
         """Until the last byte; the bytes themselves go by callback."""
         assert trial.reply is not None
-        if not trial.reply.finished.done():
-            await trial.reply.finished
+        if not trial.reply.over:
+            began = self.engine.now()
+            try:
+                await trial.reply.complete()
+            finally:
+                self.waited_s += self.engine.now() - began
         else:
-            trial.reply.finished.result()
+            await trial.reply.complete()
         self.client.end()
         ttft_s = trial.meter.ttft_s
         asked_s = trial.started - self.call.accepted_at

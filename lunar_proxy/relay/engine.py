@@ -15,6 +15,7 @@ from .health import Health
 from .meter import Counter
 from .reply import Link
 from .upstream import Receiver
+from .watch import Watch
 
 
 class Line(Link, Protocol):
@@ -69,6 +70,7 @@ class Engine:
     now: Callable[[], float]  # monotonic seconds
     wall: Callable[[], float]  # seconds since 1970
     draw: Callable[[], float]  # uniform in [0, 1)
+    watch: Watch
     no_usage: set[str]  # providers that refused stream_options: not asked again
     only_chat: set[Target] = field(default_factory=set)  # said so when asked for a completion
     hedge: Hedge = Hedge()

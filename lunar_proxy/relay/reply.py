@@ -10,7 +10,7 @@ whole, anything else until its head is in. Then `relay_to` connects it to the cl
 there bytes go from socket to socket by callback; the awaiting coroutine wakes once more, at
 the end.
 
-One timer a reply serves all four time limits; per chunk only a timestamp is written.
+Its time limits are looked at by the watch (`relay.watch`); per chunk only a time is noted.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from lunar_proxy.providers.openai import in_band_event
 from lunar_proxy.providers.translate import EventTranslator, Translation
 
 from .client import Client
+from .watch import TICK_S, Watch
 
 # A JSON answer is held whole to be read and annotated; past this size it is relayed unread.
 MAX_WHOLE = 64 * 1024 * 1024
@@ -45,8 +46,9 @@ MAX_WHOLE = 64 * 1024 * 1024
 MAX_ERROR = 1024 * 1024
 # What an answer may pile up while its client is not yet connected, before its provider has to wait.
 MAX_PENDING = 256 * 1024
-# CONTRACT 5 and 6: how long the finish event waits for usage, and a finished stream for [DONE].
-AFTER_FINISH_S = 1.0
+# CONTRACT 5 and 6: how long the finish event waits for usage, and a finished stream for [DONE]: a
+# second at most, of which the watch may take a tick.
+AFTER_FINISH_S = 1.0 - 2 * TICK_S
 
 
 class Diverged(StreamBroken):
@@ -81,7 +83,7 @@ class Link(Protocol):
 class Reply:
     __slots__ = (
         "_decoder",
-        "_finish_timer",
+        "_error",
         "_first",
         "_first_at",
         "_last_at",
@@ -90,18 +92,20 @@ class Reply:
         "_paused",
         "_pending",
         "_pending_size",
-        "_timer",
+        "_release_at",
         "_total_at",
         "_translation",
         "_translator",
+        "_waiter",
+        "_watch",
         "_wire",
         "client",
         "decided",
         "ended",
-        "finished",
         "headers",
         "kind",
         "link",
+        "over",
         "status",
         "stream",
         "timeouts",
@@ -110,6 +114,7 @@ class Reply:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        watch: Watch,
         timeouts: Timeouts,
         total_at: float,
         wire: Wire,
@@ -125,7 +130,9 @@ class Reply:
         self.client: Client | None = None
         self.ended = False  # the provider has nothing more to say
         self.decided: asyncio.Future[None] = loop.create_future()
-        self.finished: asyncio.Future[None] = loop.create_future()
+        self.over = False  # the answer has come to an end, good or bad
+        self._error: ProxyError | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._loop = loop
         self._wire = wire
         self._make_stream = make_stream
@@ -138,9 +145,10 @@ class Reply:
         self._first = True  # the first token is still awaited
         self._last_at = loop.time()
         self._total_at = total_at
-        self._finish_timer: asyncio.TimerHandle | None = None
         self._first_at = self._last_at + timeouts.first_token_s
-        self._timer = loop.call_at(min(self._first_at, total_at), self._on_timer)
+        self._release_at: float | None = None  # when the wait behind the finish event ends
+        self._watch = watch
+        watch.add(self)
 
     # --- what a connection tells ----------------------------------------------------------------
 
@@ -159,7 +167,6 @@ class Reply:
                 self._translator = self._translation.events()
             return
         self._first = False
-        self._loop.call_soon(self._mind_the_rest)
         if self.kind is Kind.OPAQUE:
             if self._wire is Wire.METERED:
                 self._fail(BadAnswer("the provider answered with neither JSON nor an event stream"))
@@ -211,6 +218,18 @@ class Reply:
         self._pending = [data]
         return data
 
+    async def complete(self) -> None:
+        """Until the last byte has been relayed; raises what broke the answer."""
+        if not self.over:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+
+    def settle_whole(self) -> None:
+        """The carrier has written a WHOLE answer itself: there is nothing left to come."""
+        self.over = True
+
     def relay_to(self, client: Client) -> None:
         """The client takes over: what was held goes out now, the rest as it comes."""
         self.client = client
@@ -242,20 +261,17 @@ class Reply:
 
     def close(self) -> None:
         """Let go of everything; safe at any time and more than once."""
-        self._timer.cancel()
-        if self._finish_timer is not None:
-            self._finish_timer.cancel()
+        self._watch.discard(self)
         if not self.ended and self.link is not None:
             self.ended = True
             self.link.close()
         self.link = None
         if self.client is not None:
             self.client.follow(None)
-        for future in (self.decided, self.finished):
-            if not future.done():
-                future.cancel()
-            elif not future.cancelled():
-                future.exception()  # seen, so that the loop does not report it as lost
+        if not self.decided.done():
+            self.decided.cancel()
+        elif not self.decided.cancelled():
+            self.decided.exception()  # seen, so that the loop does not report it as lost
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -281,8 +297,8 @@ class Reply:
         """After the finish event, or an error, the end is near: mind it."""
         if stream.error is not None:
             self._fail(self._in_band(stream))
-        elif (stream.holding or stream.finish_seen) and self._finish_timer is None:
-            self._finish_timer = self._loop.call_later(AFTER_FINISH_S, self._on_finish_timer)
+        elif (stream.holding or stream.finish_seen) and self._release_at is None:
+            self._release_at = self._last_at + AFTER_FINISH_S
 
     def _events_end(self, stream: Stream) -> None:
         if not stream.started and self.client is None:
@@ -312,38 +328,27 @@ class Reply:
         fault = stream.error
         return in_band_event(fault.raw if fault is not None else b"", self.headers)
 
-    # --- timers ---------------------------------------------------------------------------------
+    # --- time -----------------------------------------------------------------------------------
 
-    def _on_timer(self) -> None:
-        now = self._loop.time()
+    def tick(self, now: float) -> None:
+        """Called by the watch, ten times a second: is any of the limits reached?"""
         if now >= self._total_at:
             self._fail(TotalTimeout("the call took longer than its total time (timeouts.total_s)"))
-            return
-        due = self._due(now)
-        if now < due:
-            self._timer = self._loop.call_at(min(due, self._total_at), self._on_timer)
+        elif self._release_at is not None and now >= self._release_at:
+            self._release()
         elif self._first:
-            self._fail(FirstTokenTimeout("the provider sent no first token in time"))
-        else:
+            if now >= self._first_at:
+                self._fail(FirstTokenTimeout("the provider sent no first token in time"))
+        elif self._paused:
+            self._last_at = now  # while we are not reading, the silence is ours
+        elif now >= self._last_at + self.timeouts.idle_s:
             self._fail(IdleTimeout("the provider fell silent in the middle of its answer"))
 
-    def _mind_the_rest(self) -> None:
-        """Most answers that are no stream are whole by now; of the others, silence counts."""
-        if not self.ended and not self.decided.done():
-            self._timer.cancel()
-            due = min(self._last_at + self.timeouts.idle_s, self._total_at)
-            self._timer = self._loop.call_at(due, self._on_timer)
-
-    def _due(self, now: float) -> float:
-        """When silence becomes a failure. While we are not reading, the silence is ours."""
-        if self._first:
-            return self._first_at
-        return (now if self._paused else self._last_at) + self.timeouts.idle_s
-
-    def _on_finish_timer(self) -> None:
-        self._finish_timer = None
+    def _release(self) -> None:
+        """A second after the finish event: what was awaited behind it will not come."""
+        self._release_at = None
         stream = self.stream
-        if stream is None or self.finished.done():
+        if stream is None or self.over or self.client is None:
             return
         self._emit(stream.release())
         if stream.complete:
@@ -382,23 +387,24 @@ class Reply:
         self._first = False
         if not self.decided.done():
             self.decided.set_result(None)
-            if not self.ended:
-                self._timer.cancel()
-                due = min(self._last_at + self.timeouts.idle_s, self._total_at)
-                self._timer = self._loop.call_at(due, self._on_timer)
 
     def _finish(self) -> None:
-        if not self.finished.done():
-            self._close_link()
-            self._timer.cancel()
-            self.finished.set_result(None)
+        self._end(None)
 
     def _fail(self, error: ProxyError) -> None:
+        if not self.decided.done():
+            self._close_link()
+            self.decided.set_exception(error)
+        else:
+            self._end(error)
+
+    def _end(self, error: ProxyError | None) -> None:
+        if self.over:
+            return
         self._close_link()
-        self._timer.cancel()
-        future = self.finished if self.decided.done() else self.decided
-        if not future.done():
-            future.set_exception(error)
+        self.over, self._error = True, error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _close_link(self) -> None:
         if not self.ended and self.link is not None:

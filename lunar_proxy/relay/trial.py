@@ -167,7 +167,13 @@ class Trial:
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
         loop = asyncio.get_running_loop()
         reply = self.reply = Reply(
-            loop, timeouts, self._total_at, wire, self._stream, self._translation
+            loop,
+            self.engine.watch,
+            timeouts,
+            self._total_at,
+            wire,
+            self._stream,
+            self._translation,
         )
         reply.link = line
         self.phase = Phase.FIRST_TOKEN if self.call.stream else Phase.HEADERS

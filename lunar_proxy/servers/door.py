@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import first_values, render
@@ -42,17 +42,20 @@ from .bounds import (
 FAST_PATHS = frozenset(
     {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/embeddings"}
 )
-REQUEST_LINE = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n")
-# RFC 9110 5.6.2 tokens; a value has no control characters and no obsolete folding (RFC 9112 5.2).
-FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+# The whole of a head this door takes. Names are tokens (RFC 9110 5.6.2); a value has no control
+# characters, so no bare CR or LF, and no line is folded (RFC 9112 5.2). Possessive, so it never
+# backtracks.
+HEAD = re.compile(
+    rb"POST (/[!-~]*+) HTTP/1\.1\r\n"
+    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++)"
+)
 # Their presence makes the request something for the other door.
 UNUSUAL = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te"}
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     path: bytes
     headers: Headers
     fields: dict[bytes, bytes]
@@ -61,26 +64,25 @@ class Head:
 
 def read_head(head: bytes) -> Head | None:
     """A head of the strict common case, up to and with its last CRLF; None: not for this door."""
-    line = REQUEST_LINE.match(head)
-    if line is None or line[1] not in FAST_PATHS:
+    match = HEAD.fullmatch(head)
+    if match is None or match[1] not in FAST_PATHS:
         return None
-    position, lengths, headers = line.end(), [], []
-    size = len(head)
-    while position < size:
-        field = FIELD.match(head, position)
-        if field is None:
-            return None
-        name, value = field[1].lower(), field[2].rstrip(b" \t")
-        if name in UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
-            return None
-        if name == b"content-length":
-            lengths.append(value)
-        headers.append((name, value))
-        position = field.end()
-    if len(lengths) != 1 or not lengths[0].isdigit() or len(lengths[0]) > 12:
+    lines = [line.partition(b":") for line in match[2].split(b"\r\n")[:-1]]
+    headers = tuple([(name.lower(), value.strip(b" \t")) for name, _, value in lines])
+    fields = first_values(headers)
+    length = fields.get(b"content-length", b"")
+    if not length.isdigit() or len(length) > 12 or not UNUSUAL.isdisjoint(fields):
         return None
-    fields = tuple(headers)
-    return Head(line[1], fields, first_values(fields), int(lengths[0]))
+    if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    if len(fields) != len(headers) and _repeats_framing(headers):
+        return None
+    return Head(match[1], headers, fields, int(length))
+
+
+def _repeats_framing(headers: Headers) -> bool:
+    names = [name for name, _ in headers]
+    return names.count(b"content-length") > 1 or names.count(b"connection") > 1
 
 
 @dataclass(frozen=True, slots=True)

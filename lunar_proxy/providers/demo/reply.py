@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,9 +71,16 @@ def split(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
+def _dumps(doc: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(doc)
+    except TypeError:  # an integer beyond 64 bits, which the request may have held
+        return json.dumps(doc).encode()
+
+
 def document(doc: dict[str, Any], status: int = 200) -> Iterator[Step]:
     yield Head(status, {"content-type": "application/json"})
-    yield Chunk(orjson.dumps(doc))
+    yield Chunk(_dumps(doc))
     yield End()
 
 
