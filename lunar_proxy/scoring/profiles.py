@@ -43,7 +43,7 @@ class Profile:
     error: float  # over all labels
     source: str  # "public", "own", or what the user says
     created: str  # ISO date
-    correction: tuple[float, ...] | None = None  # over Clusters.basis without the membership
+    correction: tuple[float, ...] | None = None  # over Clusters.basis, added to psi's share
     sources: tuple[Source, ...] = ()
     output_tokens: float | None = None  # mean of an answer
     aliases: tuple[str, ...] = ()
@@ -56,8 +56,9 @@ class Profile:
 
     def weights(self, clusters: Clusters) -> NDArray[np.float32]:
         """float32 [clusters.width]: the expected error is its product with the basis."""
-        correction = self.correction or (0.0,) * (clusters.width - clusters.k)
-        return np.array((*self.psi, *correction), dtype=np.float32)
+        weights = np.array(self.correction or (0.0,) * clusters.width, dtype=np.float32)
+        weights[clusters.blocks["member"]] += np.array(self.psi, dtype=np.float32)
+        return weights
 
     def require(self, clusters: Clusters, path: Path) -> None:
         if self.clusters_sha256 != clusters.sha256:
@@ -67,7 +68,7 @@ class Profile:
             )
         if len(self.psi) != clusters.k or len(self.n) != clusters.k:
             raise Mismatch(f"{path}: {len(self.psi)} clusters, expected {clusters.k}")
-        if self.correction is not None and len(self.correction) != clusters.width - clusters.k:
+        if self.correction is not None and len(self.correction) != clusters.width:
             raise Mismatch(f"{path}: correction has {len(self.correction)} numbers")
 
 

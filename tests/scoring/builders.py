@@ -27,6 +27,7 @@ def clusters(directory: Path, *, embedder: EmbedderId = EMBEDDER, k: int = 3) ->
         theta=40 * centroids,
         bias=np.zeros(k, dtype=np.float32),
         difficulty=np.zeros(k, dtype=np.float32),
+        soft_difficulty=np.zeros(k, dtype=np.float32),
         landmarks=centroids[:2],
         centre=np.zeros(len(NAMES), dtype=np.float32),
         scale=np.ones(len(NAMES), dtype=np.float32),

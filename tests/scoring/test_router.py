@@ -94,7 +94,7 @@ def test_lists_its_profiles(router: Router) -> None:
 def test_the_correction_moves_an_error_but_not_out_of_0_to_1(
     router: Router, tmp_path: Path
 ) -> None:
-    width = router.clusters.width - router.clusters.k
+    width = router.clusters.width
     corrected = profile("large", router.clusters, (0.1, 0.2, 0.1), correction=(-5.0,) * width)
     decision = router.replace(corrected).decide(axis(0), "one two", POOL)
     assert decision.expected_error == 0
