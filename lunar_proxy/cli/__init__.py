@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from lunar_proxy._version import __version__
 
 # In the order of --help.
-COMMANDS = ("serve", "check", "keys", "usage", "ca", "prices")
+COMMANDS = ("serve", "check", "keys", "usage", "ca", "prices", "router")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
