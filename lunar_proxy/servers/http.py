@@ -190,14 +190,13 @@ class HttpDoor(web.Server):
         """A body to be passed on as it comes; of a form, as much is read as names the model."""
         chunks = self._chunks(request)
         boundary = multipart.boundary(content_type)
-        held = b""
-        model = None
-        if boundary is not None:
-            async for chunk in chunks:
-                held += chunk
-                if (model := multipart.find_model(held, boundary)) is not None:
-                    break
-        return Upload(chunks, request.content_length, held, model)
+        if boundary is None:
+            return Upload(chunks, request.content_length)
+        finder, model = multipart.ModelFinder(boundary), None
+        async for chunk in chunks:
+            if (model := finder.feed(chunk)) is not None:
+                break
+        return Upload(chunks, request.content_length, bytes(finder.held), model)
 
     # --- the answer -----------------------------------------------------------------------------
 
