@@ -7,10 +7,29 @@ from typing import Any
 
 # Members that hold generated text, in chat, legacy completions and responses alike.
 _TEXT = frozenset(
-    {"content", "text", "refusal", "reasoning", "reasoning_content", "arguments", "name"}
+    {
+        "content",
+        "text",
+        "refusal",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "arguments",
+        "name",
+    }
 )
 _INSIDE = frozenset(
-    {"choices", "message", "tool_calls", "function", "output", "content", "summary"}
+    {
+        "choices",
+        "message",
+        "tool_calls",
+        "function_call",
+        "function",
+        "output",
+        "content",
+        "thinking",
+        "summary",
+    }
 )
 
 
@@ -25,6 +44,8 @@ def _texts(node: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(node, dict):
         for key, value in node.items():
+            if key == "reasoning" and node.get("reasoning_content"):
+                continue  # some send both spellings of the same text
             if isinstance(value, str):
                 if key in _TEXT and value:
                     yield value
