@@ -46,10 +46,10 @@ def first_values(headers: Headers) -> dict[bytes, bytes]:
 
 def connection_tokens(headers: Headers) -> frozenset[bytes]:
     """Names that `Connection` makes hop-by-hop for this one message."""
-    value = get(headers, b"connection")
-    if value is None:
+    values = [value for name, value in headers if name == b"connection"]
+    if not values:
         return frozenset()
-    return frozenset(token.strip().lower() for token in value.split(b","))
+    return frozenset(token.strip().lower() for token in b",".join(values).split(b","))
 
 
 _LOCAL = HOP_BY_HOP | _REWRITTEN | _CREDENTIALS
@@ -67,14 +67,19 @@ def for_provider(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [pair for pair in kept if pair[0] not in local] if local else kept
 
 
-# Framing is ours; x-request-id is the client's (CONTRACT 4), the provider's travels under its own
-# name; a provider's keep-alive promises bind our connection, not the client's.
+# Framing is ours; x-request-id is the client's (CONTRACT 4); an alternative service is another way
+# to the provider, past us.
 _NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"alt-svc"}
 
 
 def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The provider's headers that travel back, in its order and spelling of values."""
-    kept = [pair for pair in headers if pair[0] not in _NOT_RELAYED]
+    kept = [
+        pair
+        for pair in headers
+        # Ours say who answered here; a provider that is a lunar-proxy has its own.
+        if pair[0] not in _NOT_RELAYED and not pair[0].startswith(b"x-lunar-")
+    ]
     local = connection_tokens(headers)
     return [pair for pair in kept if pair[0] not in local] if local else kept
 

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from lunar_proxy.core import headers as h
+from lunar_proxy.core.model import Headers
+
+SENT: Headers = (
+    (b"content-type", b"application/json"),
+    (b"openai-organization", b"org-1"),
+    (b"x-tag", b"a"),
+    (b"x-tag", b"b"),
+)
+
+
+def test_a_field_is_looked_up_by_its_first_value() -> None:
+    assert h.get(SENT, b"x-tag") == b"a"
+    assert h.get(SENT, b"absent") is None
+    assert h.first_values(SENT)[b"x-tag"] == b"a"
+    assert list(h.first_values(SENT)) == [b"x-tag", b"openai-organization", b"content-type"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "tokens"),
+    [
+        ((), set()),
+        (((b"connection", b"keep-alive"),), {b"keep-alive"}),
+        (((b"connection", b"close, X-Hop ,"),), {b"close", b"x-hop", b""}),
+        (((b"connection", b"close"), (b"connection", b"x-hop")), {b"close", b"x-hop"}),
+    ],
+)
+def test_connection_may_be_said_in_several_fields(headers: Headers, tokens: set[bytes]) -> None:
+    assert h.connection_tokens(headers) == tokens
+
+
+STAY_HERE = [
+    # hop-by-hop
+    b"connection",
+    b"keep-alive",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    # written afresh
+    b"host",
+    b"content-length",
+    b"expect",
+    b"accept-encoding",
+    b"x-request-id",
+    # whose they are is decided elsewhere
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-goog-api-key",
+    b"cookie",
+    # between the client and us
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-lunar-annotate",
+]
+
+
+@pytest.mark.parametrize("name", STAY_HERE)
+def test_what_is_not_the_providers_business_stays_here(name: bytes) -> None:
+    assert h.for_provider((*SENT, (name, b"x"))) == list(SENT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"connection",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"content-length",
+        b"x-request-id",
+        b"alt-svc",
+        b"x-lunar-provider",
+    ],
+)
+def test_what_binds_our_connection_or_names_us_is_not_relayed(name: bytes) -> None:
+    assert h.for_client((*SENT, (name, b"x"))) == list(SENT)
+
+
+@pytest.mark.parametrize("way", [h.for_provider, h.for_client])
+def test_what_connection_names_ends_here(way: object) -> None:
+    named = ((b"connection", b"X-Hop"), (b"x-hop", b"1"))
+    assert callable(way)
+    assert way((*SENT, *named)) == list(SENT)
+
+
+@pytest.mark.parametrize("name", [b"x-ratelimit-limit-requests", b"retry-after", b"set-cookie"])
+def test_what_the_provider_says_is_relayed(name: bytes) -> None:
+    assert h.for_client(((name, b"x"),)) == [(name, b"x")]
+
+
+def test_rendered_a_field_is_a_line() -> None:
+    assert h.render(SENT[:2]) == b"content-type: application/json\r\nopenai-organization: org-1\r\n"
+    assert h.render(()) == b""
