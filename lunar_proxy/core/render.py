@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from .errors import ProviderError, ProxyError
+from .errors import ProxyError
 
 
 def error_doc(error: ProxyError) -> dict[str, Any]:
@@ -48,8 +48,3 @@ def retry_headers(seconds: float) -> list[tuple[bytes, bytes]]:
 def masked(body: bytes, secret: bytes) -> bytes:
     """A provider's error as it is, except for our own key should it be echoed."""
     return body.replace(secret, b"****") if secret else body
-
-
-def provider_answer(error: ProviderError) -> tuple[int, bytes]:
-    """A provider's own refusal, to be passed on with the status it had."""
-    return error.provider_status, error.provider_body
