@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -98,7 +100,13 @@ def unread_call(incoming: Incoming, *, id: str) -> Call:
 
 
 def endpoint_of(path: bytes) -> str:
-    """ "/v1/audio/speech" -> "audio/speech"; ids in paths are left to the caller to bound."""
+    """ "/v1/audio/speech" -> "audio/speech"; ids in paths are left to the caller to bound.
+
+    Spellings that a provider's server may take for the same path (`//`, `%63hat`, a slash behind)
+    are the same endpoint: what it is decides what is checked and metered.
+    """
+    if b"%" in path or b"//" in path or path.endswith(b"/"):
+        path = re.sub(rb"/+", b"/", unquote_to_bytes(path)).rstrip(b"/")
     return path.removeprefix(b"/v1/").decode("latin-1")
 
 
@@ -159,8 +167,7 @@ def _names(listed: object, param: str) -> list[str]:
 
 def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
     required = endpoint in MODEL_ENDPOINTS and incoming.method == b"POST"
-    is_json = b"json" in (incoming.fields.get(b"content-type") or b"").lower()
-    if incoming.uploading or not (required or (is_json and incoming.body)):
+    if incoming.uploading or not (required or (_says_json(incoming.fields) and incoming.body)):
         return None
     if incoming.fields.get(b"content-encoding") not in (None, b"identity"):
         raise InvalidRequest(
@@ -173,6 +180,12 @@ def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
             raise InvalidRequest("the body must be a JSON object", code="invalid_json")
         return None
     return doc
+
+
+def _says_json(fields: Mapping[bytes, bytes]) -> bool:
+    """application/json or a `+json` of any kind (RFC 6839 3.1); lines of JSON are not JSON."""
+    media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return media_type.endswith((b"/json", b"+json"))
 
 
 def parse(body: bytes) -> Any:
@@ -193,7 +206,7 @@ def parse(body: bytes) -> Any:
 
 def _deeper_than(doc: object, limit: int) -> bool:
     level: list[Any] = [doc]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for node in level
