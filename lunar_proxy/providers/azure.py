@@ -7,15 +7,18 @@ takes plain OpenAI paths.
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 from lunar_proxy.core.model import Call, Target
 
 from .base import Account, UpstreamRequest
 from .openai import OpenAIDialect, wire
 
-# These name no deployment: they belong to the resource.
-_RESOURCE_PATHS = (b"/models", b"/files", b"/batches", b"/responses", b"/fine_tuning", b"/uploads")
+# What belongs to the resource, by the first segment of its path: no deployment stands before it.
+_OF_RESOURCE = frozenset(
+    b"assistants batches containers conversations evals files fine_tuning models responses threads "
+    b"uploads vector_stores".split()
+)
 
 
 class AzureDialect(OpenAIDialect):
@@ -31,9 +34,21 @@ class AzureDialect(OpenAIDialect):
         tail = call.path.removeprefix(b"/v1")
         if account.base_path.endswith(b"/openai/v1"):
             return account.base_path + tail + call.query
-        base = account.base_path.removesuffix(b"/openai") + b"/openai"
-        if not tail.startswith(_RESOURCE_PATHS):
-            base += b"/deployments/" + quote(target.model, safe="").encode()
-        version = f"api-version={account.api_version}".encode()
-        query = call.query + b"&" + version if call.query else b"?" + version
-        return base + tail + query
+        return _base(account.base_path, tail, target) + tail + _query(call.query, account)
+
+
+def _base(base: bytes, tail: bytes, target: Target) -> bytes:
+    if b"/openai/deployments/" in base:  # copied from the portal with its deployment
+        return base
+    base = base.removesuffix(b"/openai") + b"/openai"
+    if not target.model or tail.split(b"/", 2)[1] in _OF_RESOURCE:
+        return base
+    return base + b"/deployments/" + quote(target.model, safe="").encode()
+
+
+def _query(query: bytes, account: Account) -> bytes:
+    """The client's query, with our api-version unless it has one of its own."""
+    if account.api_version is None or b"api-version" in parse_qs(query[1:]):
+        return query
+    version = b"api-version=" + quote(account.api_version, safe="").encode()
+    return query + b"&" + version if query else b"?" + version
