@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -21,21 +22,40 @@ from lunar_proxy.core.model import Call, Headers, Target
 
 from .base import Account, UpstreamRequest
 
-# How providers say that a prompt does not fit: OpenAI and its imitators by code, vLLM, Mistral,
-# Anthropic and Gemini only in words. Wording is read here and nowhere else.
+# How providers say that a prompt does not fit: OpenAI and its imitators by code (llama.cpp by
+# type), the others only in words. Wording is read here and nowhere else.
 _CONTEXT_CODES = frozenset(
-    {"context_length_exceeded", "string_above_max_length", "context_window_exceeded"}
+    {
+        "context_length_exceeded",
+        "context_window_exceeded",
+        "exceed_context_size_error",  # llama.cpp
+        "string_above_max_length",
+    }
 )
 _CONTEXT_WORDS = (
-    "maximum context length",
-    "context window",
-    "context length",
-    "prompt is too long",
-    "too many tokens",
-    "input token count",
-    "reduce the length of the messages",
+    "context length",  # OpenAI, vLLM, SGLang, DeepSeek, Mistral, OpenRouter, Ollama
+    "context window",  # OpenAI's responses
+    "context limit",  # Anthropic, prompt and max_tokens together
+    "context size",  # llama.cpp
+    "prompt is too long",  # Anthropic, Fireworks
+    "input is too long",  # Bedrock, behind gateways
+    "maximum prompt length",  # xAI
+    "input token count",  # Gemini
+    "too many tokens",  # Cohere
+    "`inputs` tokens",  # TGI, Together
+    "reduce the length of the messages",  # Groq, Cerebras
 )
-_MODEL_CODES = frozenset({"model_not_found", "model_not_available", "unknown_model"})
+_MODEL_CODES = frozenset(
+    {
+        "model_not_found",
+        "model_not_available",  # Together
+        "model_decommissioned",  # Groq
+        "invalid_model",  # Mistral, as a type
+        "unknown_model",
+    }
+)
+# What a content filter calls itself: such a refusal is about the request, whatever its status.
+_FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 
 
 class OpenAIDialect:
@@ -56,7 +76,7 @@ class OpenAIDialect:
         detail = error_detail(body)
         kind = _classify(status, detail, our_key=our_key)
         return kind(
-            str(detail.get("message") or f"the provider answered {status}"),
+            _message(detail) or f"the provider answered {status}",
             status=status,
             headers=headers,
             body=body,
@@ -73,19 +93,23 @@ def wire(
     key: bytes | None,
 ) -> UpstreamRequest:
     """The request line and headers every OpenAI-shaped provider shares."""
-    theirs = h.for_provider(call.headers)
-    if account.headers:
-        names = {name for name, _ in account.headers}
-        theirs = [pair for pair in theirs if pair[0] not in names]
-    theirs.append((b"x-request-id", call.id.encode()))
+    fields = h.for_provider(call.headers)
+    fields.append((b"x-request-id", call.id.encode()))
     if credential is not None:
-        theirs.append(credential)
-    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, h.render(theirs))
+        fields.append(credential)
+    if account.headers:  # the configured ones win, a credential among them too
+        names = {name for name, _ in account.headers}
+        fields = [pair for pair in fields if pair[0] not in names]
+    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, h.render(fields))
     return UpstreamRequest(account.origin, head, body, secret=key or b"")
 
 
 def error_detail(body: bytes) -> dict[str, Any]:
-    """The `error` object of an answer in any of the shapes in use, or an empty one."""
+    """The `error` object of an answer in any of the shapes in use, or an empty one.
+
+    It is an object in `error` (OpenAI), the answer itself (Mistral, Cohere, older vLLM), a text in
+    `error` (Ollama, xAI) or in `detail` (FastAPI).
+    """
     try:
         doc = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -94,15 +118,27 @@ def error_detail(body: bytes) -> dict[str, Any]:
         doc = doc[0]
     if not isinstance(doc, dict):
         return {}
-    error = doc.get("error", doc)
-    return error if isinstance(error, dict) else {"message": str(error)}
+    error = doc.get("error")
+    if isinstance(error, dict):
+        return error
+    return doc | {"message": error} if error else doc
+
+
+def _message(detail: dict[str, Any]) -> str:
+    """For people; a list of what is wrong with which field (FastAPI, Mistral) becomes a line."""
+    said = detail.get("message") or detail.get("detail")
+    if isinstance(said, dict):
+        said = said.get("detail") or said
+    if isinstance(said, list):
+        said = "; ".join(str(item.get("msg", item)) for item in said if isinstance(item, dict))
+    return str(said) if said else ""
 
 
 def in_band_error(doc: dict[str, Any], headers: Headers, body: bytes) -> InBandError:
     """A 200 that is an error all the same (LESSONS 3)."""
     error = doc.get("error")
     detail = error if isinstance(error, dict) else {"message": str(error)}
-    message = str(detail.get("message") or "the provider answered 200 with an error")
+    message = _message(detail) or "the provider answered 200 with an error"
     return InBandError(message, status=502, headers=headers, body=body)
 
 
@@ -149,23 +185,36 @@ def _number(raw: bytes | None) -> float | None:
 
 
 def _epoch(raw: bytes | None) -> float | None:
+    """Seconds since 1970; a date that names no zone is GMT (RFC 9110 5.6.7: they all are)."""
     try:
-        return parsedate_to_datetime(raw.decode("latin-1")).timestamp() if raw else None
-    except (ValueError, TypeError):
+        date = parsedate_to_datetime(raw.decode("latin-1")) if raw else None
+    except ValueError:
         return None
+    if date is None:
+        return None
+    return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
 
 
 def _classify(status: int, detail: dict[str, Any], *, our_key: bool) -> type[ProviderError]:
-    code = str(detail.get("code") or "")
-    words = str(detail.get("message") or "").lower()
+    """Statuses decide, and of a 400 its code, its type or its words."""
+    names = {str(detail.get("code")), str(detail.get("type"))}
+    if _FILTER_CODES & names or _is_flagged(detail):
+        return Refused
     if status in (401, 403):
         return KeyRefused if our_key else Refused
     if status == 429 or status >= 500:
         return UpstreamBusy
-    if code in _MODEL_CODES or status == 404:
+    if status == 404 or _MODEL_CODES & names:
         return UnknownModel
+    words = _message(detail).lower()
     if status in (400, 413, 422) and (
-        code in _CONTEXT_CODES or any(phrase in words for phrase in _CONTEXT_WORDS)
+        _CONTEXT_CODES & names or any(phrase in words for phrase in _CONTEXT_WORDS)
     ):
         return ContextTooLong
     return Refused
+
+
+def _is_flagged(detail: dict[str, Any]) -> bool:
+    """OpenRouter's moderation answers 403, as a refused key does; it says what it flagged."""
+    metadata = detail.get("metadata")
+    return isinstance(metadata, dict) and "flagged_input" in metadata
