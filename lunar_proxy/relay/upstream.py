@@ -262,6 +262,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, *, reusable: bool) -> None:
         receiver, self._receiver = self._receiver, None
         if reusable and self.usable:
+            self.resume()  # the end may have been read while a slow client had us paused
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.abort()
