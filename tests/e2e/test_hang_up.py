@@ -141,6 +141,20 @@ def test_a_whole_answer_is_not_lost_to_a_slow_reader(proxy: Proxy, stage: Stage,
     assert answer.body == EVENT * 700 * 40 + b"data: [DONE]\n\n"
 
 
+def test_the_connection_of_a_slow_reader_can_be_used_again(
+    proxy: Proxy, stage: Stage, door: str
+) -> None:
+    for size in (1, 700 * 40, 1):
+        stage.play([SSE, Chunk(EVENT * size), Chunk(b"data: [DONE]\n\n"), End()])
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(5)
+            sock.connect(proxy.address)
+            say(sock, request_bytes(chat(stream=True), door=door))
+            assert answer_on(sock).status == 200
+    assert len({request.connection for request in stage.requests}) == 1
+
+
 def test_silence_is_ended_by_the_timeout(proxy: Proxy, stage: Stage, door: str) -> None:
     def play(request: Request) -> Script:
         return [SSE, Chunk(EVENT), Stall(60)]
