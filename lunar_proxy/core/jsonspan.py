@@ -9,6 +9,7 @@ on other input the result is undefined, though it ends.
     edits                Edit(start, end, new): replace body[start:end]; apply() does them together
     removal, insertion   the edits that take members out, commas included, or put some in
     rewrite_request      the only edits that a request gets (CONTRACT 4 and 5)
+    name_model           the one more where `models` stood in for the model
 """
 
 from __future__ import annotations
@@ -139,6 +140,11 @@ def rewrite_request(
     if ask_usage:
         edits += _ask_usage(body, kept)
     return apply(body, edits)
+
+
+def name_model(body: bytes, model: str) -> bytes:
+    """A request that listed `models` and named none, with the one it goes to."""
+    return apply(body, [insertion(body, 0, members(body), b'"model":' + orjson.dumps(model))])
 
 
 def _rewrite_quickly(

@@ -22,7 +22,8 @@ from lunar_proxy.core.errors import (
     UnknownModel,
 )
 from lunar_proxy.core.exchange import Resume, Send
-from lunar_proxy.core.jsonspan import rewrite_request
+from lunar_proxy.core.intake import MODEL_ENDPOINTS
+from lunar_proxy.core.jsonspan import name_model, rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
 from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
 from lunar_proxy.core.transcript import Said
@@ -192,6 +193,8 @@ class Trial:
             model = model_id if "model" in call.doc else None
             ask_usage = self.usage_asked
             body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
+            if model is None and call.endpoint in MODEL_ENDPOINTS:
+                body = name_model(body, model_id)
             if self._translation is not None:
                 body = self._translation.request(body, call.doc)
                 call = self._translation.call(call)

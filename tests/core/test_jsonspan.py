@@ -13,6 +13,7 @@ from lunar_proxy.core.jsonspan import (
     apply,
     insertion,
     members,
+    name_model,
     removal,
     rewrite_request,
     value_end,
@@ -271,3 +272,11 @@ def test_asks_for_usage_without_a_scan(body: bytes, expected: bytes) -> None:
 def test_a_text_full_of_escapes_has_one_end(escaped: str) -> None:
     body = json.dumps({"prompt": escaped, "model": "a"}).encode()
     assert json.loads(rewrite_request(body, model="b")) == {"prompt": escaped, "model": "b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [(b'{ "x":1 }', b'{ "x":1,"model":"b" }'), (b"{}", b'{"model":"b"}')],
+)
+def test_a_request_without_a_model_is_given_one(body: bytes, named: bytes) -> None:
+    assert name_model(body, "b") == named

@@ -370,3 +370,12 @@ def test_a_client_that_waits_for_100_continue_gets_it(proxy: Proxy, stage: Stage
         assert sock.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
         sock.sendall(body)
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_list_of_models_names_the_model_that_is_asked(
+    proxy: Proxy, stage: Stage, door: str
+) -> None:
+    stage.play(chat_answer("Hi"))
+    doc = {"models": ["openai/gpt-4o", "groq/llama-3.3-70b-versatile"], "messages": []}
+    assert ask(proxy.url, doc, door=door).status == 200
+    assert stage.request.doc == {"messages": [], "model": "gpt-4o"}
