@@ -306,13 +306,14 @@ class Reply:
             if stream.started:
                 self._decide()
             else:
-                self._fail(
-                    self._in_band(stream)
-                    if stream.error is not None
-                    else StreamBroken("the provider's stream ended before any content")
-                )
+                self._fail(self._cut(stream, "before any content"))
         elif self.client is not None and not self._complete_without_end(stream):
-            self._fail(StreamBroken("the provider's stream ended before it was complete"))
+            self._fail(self._cut(stream, "before it was complete"))
+
+    def _cut(self, stream: Stream, when: str) -> ProxyError:
+        if stream.error is not None:
+            return self._in_band(stream)
+        return StreamBroken(f"the provider's stream ended {when}")
 
     def _complete_without_end(self, stream: Stream) -> bool:
         """An answer whose sense is complete is a success, however its connection ended."""
