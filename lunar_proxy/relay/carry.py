@@ -260,11 +260,12 @@ class Carrier:
 
     def _refuse(self, error: ProxyError) -> None:
         """Nothing left: end a stream by its error event; the gateway tells the rest."""
-        reply = self._trial.reply if self._trial is not None else None
-        if self.exchange.committed and reply is not None:
-            if reply.stream is not None:
-                last = reply.stream.error_event(error.message, error.type, error.code)
-                self.client.write(last)
+        trial = self._trial
+        if self.exchange.committed and trial is not None and trial.reply is not None:
+            stream = trial.reply.stream
+            if stream is not None:
+                message = trial.masked(error.message)
+                self.client.write(stream.error_event(message, error.type, error.code))
                 self.client.end()
             else:
                 self.client.cut()

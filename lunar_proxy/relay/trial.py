@@ -140,6 +140,12 @@ class Trial:
         if self.calls:
             self.meter.fix(None, ())
 
+    def masked(self, message: str) -> str:
+        """A provider's words without our keys, should it echo one."""
+        for key in self._account.keys:
+            message = message.replace(key.decode(), "****")
+        return message
+
     def record(self, error: ProxyError | None, code: str | None = None) -> Attempt:
         status = self.reply.status if self.reply is not None else 0
         code = error.code if error is not None else code
