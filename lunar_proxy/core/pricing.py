@@ -9,19 +9,34 @@ each share is priced once, and the shares are summed into the three parts of a `
 
 A share without a price of its own costs what the share around it costs: providers list a price
 for what differs only. All money is `Decimal`; floats exist where an answer is written, not here.
+
+Nearly every answer is plain tokens, at rates per token which are whole in the tenth decimal: there
+a part is one exact product, and needs no rounding (`_PerToken`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from .model import Cost, Usage
 
 PER_MILLION = Decimal("0.000001")
 TENTH_DECIMAL = Decimal("1E-10")  # CONTRACT 5: ten decimals
 NOTHING = Decimal("0E-10")
+# A dollar a token. Products with the most tokens an answer may have stay within 28 digits.
+DEAREST = Decimal(10**6)
 SECONDS_PER_HOUR = Decimal(3600)
+
+
+class _PerToken(NamedTuple):
+    """US dollars per token, each with ten decimals."""
+
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    always: bool  # no share of a usage has another rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,10 @@ class Price:
     per_request: Decimal | None = None  # US dollars for each request
     max_input_tokens: int | None = None
     tiers: tuple[tuple[int, Price], ...] = ()
+    _per_token: _PerToken | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_per_token", _per_token(self))
 
     def at(self, input_tokens: int) -> Price:
         """The price of a request whose whole prompt has `input_tokens`."""
@@ -72,6 +91,9 @@ def cost(usage: Usage, price: AnyPrice, *, duration_s: float = 0.0) -> Cost | No
         return _by_the_hour(price, duration_s)
     if price.tiers:
         price = price.at(usage.input_tokens)
+    rates = price._per_token
+    if rates is not None and (rates.always or _is_plain(usage)):
+        return _plainly(usage, rates)
     read = min(usage.cache_read_tokens, usage.input_tokens)
     read_audio = min(usage.cache_audio_read_tokens, usage.input_audio_tokens, read)
     input_ = _input(usage, price, read, read_audio)
@@ -79,6 +101,50 @@ def cost(usage: Usage, price: AnyPrice, *, duration_s: float = 0.0) -> Cost | No
     output = _output(usage, price)
     if input_ is None or cache_input is None or output is None:
         return None
+    return Cost(input_, output, cache_input, input_ + cache_input + output)
+
+
+def _per_token(price: Price) -> _PerToken | None:
+    """What plain tokens cost, None where that takes more than three rates of ten decimals."""
+    input_, output = _ten_decimals(price.input), _ten_decimals(price.output)
+    cache_read = _ten_decimals(_known(price.cache_read, price.input))
+    if input_ is None or output is None or cache_read is None or price.per_request is not None:
+        return None
+    others = (
+        price.cache_write,
+        price.reasoning,
+        price.input_audio,
+        price.output_audio,
+        price.cache_audio_read,
+    )
+    return _PerToken(input_, output, cache_read, all(rate is None for rate in others))
+
+
+def _ten_decimals(rate: Decimal | None) -> Decimal | None:
+    """The rate of one token, None where ten decimals do not hold it."""
+    if rate is None or rate > DEAREST:
+        return None
+    exact = rate * PER_MILLION
+    rounded = exact.quantize(TENTH_DECIMAL)
+    return rounded if rounded == exact else None
+
+
+def _is_plain(usage: Usage) -> bool:
+    return not (
+        usage.cache_write_tokens
+        or usage.reasoning_tokens
+        or usage.input_audio_tokens
+        or usage.output_audio_tokens
+    )
+
+
+def _plainly(usage: Usage, rates: _PerToken) -> Cost:
+    prompt, read = usage.input_tokens, usage.cache_read_tokens
+    if read > prompt:
+        read = prompt
+    input_ = (prompt - read) * rates.input
+    cache_input = read * rates.cache_read
+    output = usage.output_tokens * rates.output
     return Cost(input_, output, cache_input, input_ + cache_input + output)
 
 

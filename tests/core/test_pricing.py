@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal as D
+from decimal import localcontext
 
 import pytest
 from hypothesis import given
@@ -181,3 +182,24 @@ def test_a_longer_plain_prompt_never_costs_less(price: Price, tokens: int, more:
     assert short is not None
     assert long is not None
     assert long.total >= short.total
+
+
+# Of four decimals per million, so that plain tokens need no rounding.
+WHOLE = st.decimals(min_value=0, max_value=1000, places=4)
+
+
+@given(USAGES, st.builds(Price, input=WHOLE, output=WHOLE, cache_read=st.none() | WHOLE))
+def test_a_rate_named_twice_changes_nothing(usage: Usage, price: Price) -> None:
+    named = replace(price, cache_write=price.input, reasoning=price.output)
+    spent, same = cost(usage, price), cost(usage, named)
+    assert spent == same
+    assert str(spent) == str(same)
+
+
+@pytest.mark.parametrize("rate", ["0.0001", "0.00005", "0.00015", "1000000", "1000001"])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 10**12])
+def test_plain_tokens_cost_their_number_times_the_rate(rate: str, tokens: int) -> None:
+    spent = cost(Usage(tokens, tokens), Price(D(rate), D(rate)))
+    with localcontext(prec=60):
+        exact = (tokens * D(rate)).scaleb(-6).quantize(D("1E-10"))
+        assert spent == Cost(exact, exact, D(0), exact + exact)
