@@ -6,6 +6,7 @@ again, it leaves the provider's bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -14,18 +15,28 @@ from .model import Cost, Usage
 from .sse import data_spans
 
 _USAGE = b'"usage"'
-_TEN_DECIMALS = Decimal("1e-10")
-_COST_FIELDS = ("input_cost_usd", "output_cost_usd", "cache_input_cost_usd", "total_cost_usd")
+_FIELDS = (
+    '"input_cost_usd":%s,"output_cost_usd":%s,"cache_input_cost_usd":%s,"total_cost_usd":%s,'
+    '"latency_ms":%.3f,"ttft_ms":%s'
+)
+
+# An object whose strings have no escapes and which is three deep at most, as every provider's
+# usage is. Possessive, so that it takes linear time on any text.
+_NO_OBJECT = rb'[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+'
+_FLAT = rb"\{%b\}" % _NO_OBJECT
+_NESTED = rb"\{%b(?:%b%b)*+\}" % (_NO_OBJECT, _FLAT, _NO_OBJECT)
+_USAGE_OBJECT = re.compile(rb"\{%b(?:%b%b)*+\}" % (_NO_OBJECT, _NESTED, _NO_OBJECT))
 
 
 def usage_members(usage: Usage, cost: Cost | None, latency_s: float, ttft_s: float | None) -> bytes:
     """The members `usage` gains, without braces. No cost: the price is not known."""
-    parts = (cost.input, cost.output, cost.cache_input, cost.total) if cost else (None,) * 4
-    fields = [f'"{name}":{money(part)}' for name, part in zip(_COST_FIELDS, parts, strict=True)]
-    fields += (f'"latency_ms":{_ms(latency_s)}', f'"ttft_ms":{_ms(ttft_s)}')
-    if usage.estimated:
-        fields.append('"estimated":true')
-    return ",".join(fields).encode()
+    if cost is None:
+        spent = "null", "null", "null", "null"
+    else:
+        spent = money(cost.input), money(cost.output), money(cost.cache_input), money(cost.total)
+    first = "null" if ttft_s is None else f"{ttft_s * 1000:.3f}"
+    text = _FIELDS % (*spent, latency_s * 1000, first)
+    return (text + ',"estimated":true' if usage.estimated else text).encode()
 
 
 def token_members(usage: Usage, *, responses: bool = False) -> bytes:
@@ -45,15 +56,19 @@ def usage_object(usage: Usage, added: bytes, *, responses: bool = False) -> byte
 
 
 def money(amount: Decimal | None) -> str:
-    """A JSON number with up to ten decimals, never an exponent; null when it is not known."""
+    """A JSON number with the decimals the amount has, never an exponent; null: not known.
+
+    An amount has ten decimals at most, as every part of a `Cost`.
+    """
     if amount is None:
         return "null"
-    digits = f"{amount.quantize(_TEN_DECIMALS):f}".rstrip("0")
-    return digits + "0" if digits.endswith(".") else digits
-
-
-def _ms(seconds: float | None) -> str:
-    return "null" if seconds is None else f"{seconds * 1000:.3f}"
+    if not amount:
+        return "0.0"
+    digits = f"{amount:f}"
+    if "." not in digits:
+        return digits + ".0"
+    digits = digits.rstrip("0")
+    return digits + "0" if digits[-1] == "." else digits
 
 
 def splice_usage(
@@ -99,7 +114,8 @@ def add_to_usage(body: bytes, added: bytes) -> bytes:
     if body.find(_USAGE, 0, key) >= 0 or b"\\u00" in body:
         return annotate_json(body, added, None)
     value = body.index(b"{", key)
-    end = value_end(body, value) - 1
+    known = _USAGE_OBJECT.match(body, value)
+    end = (known.end() if known is not None else value_end(body, value)) - 1
     return b"%b,%b%b" % (body[:end], added, body[end:])
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunar_proxy.core.annotate import (
+    add_to_usage,
     annotate_json,
     money,
     splice_usage,
@@ -140,6 +141,32 @@ def test_a_splice_undone_gives_the_same_bytes(doc: dict[str, Any], indent: int |
     for start, end, new in edits:
         assert body[start:end] in (b"", b"null")
         assert out[:start] + body[start:end] + out[start + len(new) :] == body
+
+
+# Strings that look like structure, escapes, and objects deeper than any provider nests them.
+ODD_TEXT = st.text(st.sampled_from('{}[]"\\,:a\u00e9\u0001'))
+ODD_USAGE = st.recursive(
+    st.none() | st.integers() | ODD_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD_TEXT, inner, max_size=3),
+)
+
+
+@given(st.dictionaries(ODD_TEXT, ODD_USAGE, min_size=1), ODD_TEXT, st.sampled_from([None, 2]))
+def test_a_usage_known_to_be_there_is_found_without_a_scan(
+    usage: dict[str, Any], text: str, indent: int | None
+) -> None:
+    body = json.dumps({"a": text, "usage": usage, "b": {"c": text}}, indent=indent).encode()
+    out = add_to_usage(body, FIELDS)
+    added = json.loads(b"{" + FIELDS + b"}")
+    assert json.loads(out) == {"a": text, "usage": usage | added, "b": {"c": text}}
+    assert out.replace(b"," + FIELDS, b"", 1) == body
+
+
+@pytest.mark.parametrize("depth", range(6))
+def test_a_usage_may_be_nested_to_any_depth(depth: int) -> None:
+    inner = b'{"b":' * depth + b'"}"' + b"}" * depth
+    body = b'{"usage":{"a":%b,"c":1},"d":{}}' % inner
+    assert add_to_usage(body, FIELDS) == b'{"usage":{"a":%b,"c":1,%b},"d":{}}' % (inner, FIELDS)
 
 
 def test_a_splice_finds_its_object() -> None:
