@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .model import Attempt, Cost, Identity, Outcome, Usage
+from .model import Attempt, Outcome, Usage
 
 # Longer than any model or request id seen; a name is all a client can put into the log.
 LONGEST_NAME = 128
@@ -21,34 +21,34 @@ def record(outcome: Outcome) -> dict[str, Any]:
     What does not apply is None, so that every line has the same members: no provider was chosen,
     nothing was used, no price is known, the client had no key.
     """
-    call, target = outcome.call, outcome.target
+    call, target, identity = outcome.call, outcome.target, outcome.call.identity
     return {
         "event": "call",
-        "request_id": _name(call.id),
-        "endpoint": _name(call.endpoint),
-        "model_asked": _name(call.model),
-        "provider": _name(target.provider) if target is not None else None,
-        "model": _name(target.model) if target is not None else None,
+        "request_id": call.id[:LONGEST_NAME],
+        "endpoint": call.endpoint[:LONGEST_NAME],
+        "model_asked": call.model[:LONGEST_NAME],
+        "provider": target.provider[:LONGEST_NAME] if target is not None else None,
+        "model": target.model[:LONGEST_NAME] if target is not None else None,
         "status": outcome.status,
         "error": _name(outcome.error),
         "stream": call.stream,
-        **_usage(outcome.usage),
-        **_cost(outcome.cost),
-        "latency_ms": _ms(outcome.latency_s),
-        "ttft_ms": _ms(outcome.ttft_s),
-        "overhead_ms": _ms(outcome.overhead_s),
+        **(_usage(outcome.usage) if outcome.usage is not None else _NO_USAGE),
+        "cost_usd": float(outcome.cost.total) if outcome.cost is not None else None,
+        "latency_ms": round(outcome.latency_s * 1000, 3),
+        "ttft_ms": round(outcome.ttft_s * 1000, 3) if outcome.ttft_s is not None else None,
+        "overhead_ms": round(outcome.overhead_s * 1000, 3),
         "attempts": len(outcome.attempts),
         "fallback_index": outcome.index,
+        # The last one is the call itself.
         "tried": [_attempt(attempt) for attempt in outcome.attempts[:-1]],
-        **_caller(call.identity),
+        # Which key, by the name it was given; `id` is made from its hash, never from the key.
+        "key": identity.name[:LONGEST_NAME] if identity is not None else None,
+        "key_id": identity.id[:LONGEST_NAME] if identity is not None else None,
         "disconnected": outcome.disconnected.value if outcome.disconnected is not None else None,
     }
 
 
-def _usage(usage: Usage | None) -> dict[str, Any]:
-    if usage is None:
-        names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-        return dict.fromkeys((*names, "reasoning_tokens", "estimated"))
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
@@ -59,30 +59,18 @@ def _usage(usage: Usage | None) -> dict[str, Any]:
     }
 
 
-def _cost(cost: Cost | None) -> dict[str, float | None]:
-    return {"cost_usd": float(cost.total) if cost is not None else None}
-
-
-def _caller(identity: Identity | None) -> dict[str, str | None]:
-    """Which key, by the name it was given; `id` is made from its hash, never from the key."""
-    if identity is None:
-        return {"key": None, "key_id": None}
-    return {"key": _name(identity.name), "key_id": _name(identity.id)}
+_NO_USAGE: dict[str, Any] = dict.fromkeys(_usage(Usage()))
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
-    """An attempt that was given up: the last one is the call itself."""
+    """An attempt that was given up."""
     return {
-        "provider": _name(attempt.target.provider),
-        "model": _name(attempt.target.model),
+        "provider": attempt.target.provider[:LONGEST_NAME],
+        "model": attempt.target.model[:LONGEST_NAME],
         "status": attempt.status,
         "error": _name(attempt.error),
-        "ms": _ms(attempt.duration_s),
+        "ms": round(attempt.duration_s * 1000, 3),
     }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _name(value: str | None) -> str | None:
