@@ -13,16 +13,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 from lunar_proxy.core.pricing import AnyPrice, Price
 
 from .shelf import Entry, Shelf
 
+T = TypeVar("T")
 Overrides = Mapping[str, Mapping[str, AnyPrice]]  # provider -> model id or glob -> price
 
 # Ids remembered at a time; there are some 1700 in the table and callers use a handful of them.
 REMEMBERED = 4096
+# And only if they could be real: a client can send one of megabytes.
+LONGEST_ID = 256
 
 # Makers answer to every version of a name they list ("gpt-4o-2024-08-06"), Azure to what its
 # deployments are called, which people name after the model, and Bedrock in every region.
@@ -97,13 +100,17 @@ class PriceTable:
         self._spellings = {id_: _spellings(ids) for id_, ids in self._listed.items()}
         self._names = frozenset(self._every_name())
         self._found: dict[tuple[str, str], Entry | None] = {}
+        self._lasting: dict[tuple[str, str], AnyPrice | None] = {}
 
     def price(self, provider: str, model: str) -> AnyPrice | None:
         """What `model` costs at `provider` now: the operator's price, else the table's own."""
-        if (own := self._own(provider, model)) is not None:
-            return own
-        entry = self._entry(provider, model)
-        return None if entry is None else entry.price(self._now())
+        key = (provider, model)
+        if key in self._lasting:
+            return self._lasting[key]
+        price, lasts = self._price_now(provider, model)
+        if lasts:
+            _remember(self._lasting, key, price)
+        return price
 
     def window(self, provider: str, model: str) -> int | None:
         """The most tokens a prompt may have, None when nobody has told us.
@@ -176,6 +183,15 @@ class PriceTable:
 
     # --- looking up -------------------------------------------------------------------------
 
+    def _price_now(self, provider: str, model: str) -> tuple[AnyPrice | None, bool]:
+        """The price, and whether it is the same at any time."""
+        if (own := self._own(provider, model)) is not None:
+            return own, True
+        entry = self._entry(provider, model)
+        if entry is None:
+            return None, True
+        return entry.price(self._now()), all(since is None for since, _ in entry.prices)
+
     def _own(self, provider: str, model: str) -> AnyPrice | None:
         prices = self._overrides.get(provider)
         if not prices:
@@ -192,9 +208,7 @@ class PriceTable:
             pass
         shelf = self._shelves.get(provider)
         entry = None if shelf is None else shelf.find(model)
-        if len(self._found) >= REMEMBERED:
-            self._found.clear()
-        self._found[key] = entry
+        _remember(self._found, key, entry)
         return entry
 
     def _spelled(self, provider: str, model: str) -> str | None:
@@ -236,6 +250,13 @@ class PriceTable:
             "cache_write_per_million": _float(known.cache_write),
             "max_input_tokens": self.window(provider, model),
         }
+
+
+def _remember(known: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
+    if len(known) >= REMEMBERED:
+        known.clear()
+    if len(key[1]) <= LONGEST_ID:
+        known[key] = value
 
 
 def _float(amount: Decimal | None) -> float | None:

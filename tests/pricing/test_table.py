@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal as D
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.pricing import Entry, PriceTable, Shelf, price_from
+from lunar_proxy.pricing.shelf import Since
 from lunar_proxy.pricing.table import REMEMBERED
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -210,6 +211,20 @@ def test_invented_names_do_not_pile_up(table: PriceTable) -> None:
         assert table.price("openai", f"invented-{n}") is None
     assert len(table._found) <= REMEMBERED
     assert table.price("openai", "gpt-4o") is not None
+
+
+def test_names_of_megabytes_are_not_kept(table: PriceTable) -> None:
+    name = "gpt-4o-" + "x" * 2**20
+    table.price("openai", name)
+    assert not any(model == name for _, model in (*table._found, *table._lasting))
+
+
+def test_a_price_that_depends_on_the_time_is_asked_for_each_time() -> None:
+    old, new = Price(D(1)), Price(D(2))
+    days = iter((NOON, NOON + timedelta(days=1), NOON))
+    dated = Entry("m", ((None, old), (Since(date(2026, 11, 23)), new)), names=("m",))
+    table = PriceTable({"openai": Shelf([dated])}, now=lambda: next(days))
+    assert [table.price("openai", "m") for _ in range(3)] == [old, new, old]
 
 
 def test_the_catalogue_has_a_row_for_each_model_under_a_name_one_can_ask_for(
