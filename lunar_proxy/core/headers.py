@@ -63,8 +63,14 @@ def for_provider(headers: Headers) -> list[tuple[bytes, bytes]]:
         for pair in headers
         if pair[0] not in _LOCAL and not pair[0].startswith(_LOCAL_PREFIXES)
     ]
+    return _without_local(kept, headers)
+
+
+def _without_local(kept: list[tuple[bytes, bytes]], headers: Headers) -> list[tuple[bytes, bytes]]:
+    if b"connection" not in dict(headers):
+        return kept
     local = connection_tokens(headers)
-    return [pair for pair in kept if pair[0] not in local] if local else kept
+    return [pair for pair in kept if pair[0] not in local]
 
 
 # Framing is ours; x-request-id is the client's (CONTRACT 4); an alternative service is another way
@@ -80,8 +86,7 @@ def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
         # Ours say who answered here; a provider that is a lunar-proxy has its own.
         if pair[0] not in _NOT_RELAYED and not pair[0].startswith(b"x-lunar-")
     ]
-    local = connection_tokens(headers)
-    return [pair for pair in kept if pair[0] not in local] if local else kept
+    return _without_local(kept, headers)
 
 
 def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

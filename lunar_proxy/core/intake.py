@@ -41,6 +41,9 @@ class Incoming:
     uploading: bool = False
 
 
+_ENDPOINTS = {f"/v1/{name}".encode(): name for name in MODEL_ENDPOINTS}
+
+
 def read_call(
     incoming: Incoming,
     *,
@@ -71,7 +74,7 @@ def read_call(
         model=doc_model if isinstance(doc_model, str) else form_model,
         stream=bool(doc and doc.get("stream") is True),
         annotate=_annotate(incoming.fields, annotate),
-        include_usage=_include_usage(doc),
+        include_usage=_include_usage(doc) if doc and "stream_options" in doc else None,
         accepted_at=incoming.accepted_at,
         client=incoming.client,
         identity=identity,
@@ -105,6 +108,8 @@ def endpoint_of(path: bytes) -> str:
     Spellings that a provider's server may take for the same path (`//`, `%63hat`, a slash behind)
     are the same endpoint: what it is decides what is checked and metered.
     """
+    if (known := _ENDPOINTS.get(path)) is not None:
+        return known
     if b"%" in path or b"//" in path or path.endswith(b"/"):
         path = re.sub(rb"/+", b"/", unquote_to_bytes(path)).rstrip(b"/")
     return path.removeprefix(b"/v1/").decode("latin-1")

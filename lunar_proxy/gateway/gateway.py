@@ -171,7 +171,7 @@ class Gateway:
         )
         plan = self._plan(runtime, call, incoming.fields)
         ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
-        limit_headers = rate_limit_headers(ticket.verdict)
+        limit_headers = rate_limit_headers(ticket.verdict) if ticket.verdict is not None else ()
         total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = Carrier(
@@ -270,7 +270,11 @@ class Gateway:
 
     async def _reserve(
         self, runtime: Runtime, call: Call, plan: list[Target]
-    ) -> tuple[Reservation, Verdict]:
+    ) -> tuple[Reservation | None, Verdict | None]:
+        identity = call.identity
+        limits = identity.limits if identity is not None and identity.limits is not None else None
+        if (limits or self._default_limits).empty:
+            return None, None
         target = plan[0]
         return await self.limiter.take(call, self._default_limits, target, runtime.price(target))
 

@@ -47,8 +47,9 @@ class Runtime:
     _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
 
     def account(self, target: Target) -> Account:
-        key = str(target) if target.provider == DEPLOYMENTS else target.provider
-        return self.accounts[key]
+        if target.provider == DEPLOYMENTS:
+            return self.accounts[str(target)]
+        return self.accounts[target.provider]
 
     def model_id(self, target: Target) -> str:
         if target.provider == DEPLOYMENTS:
@@ -58,7 +59,9 @@ class Runtime:
     def price(self, target: Target) -> Price | HourlyPrice | None:
         if target.provider == DEPLOYMENTS:
             return self._deployment_prices[target.model]
-        return self.prices.price(target.provider, self._listed(target))
+        if target.provider == "demo":  # its names carry settings behind a `?`
+            return self.prices.price("demo", demo.base_model(target.model))
+        return self.prices.price(target.provider, target.model)
 
     def window(self, target: Target) -> int | None:
         return self.prices.window(target.provider, self.model_id(target))
@@ -72,10 +75,6 @@ class Runtime:
         if not isinstance(price, Price) or price.input is None:
             return None
         return float(price.input + (price.output or Decimal(0)))
-
-    def _listed(self, target: Target) -> str:
-        """The name prices are listed under; the demo's carries its settings behind a `?`."""
-        return demo.base_model(target.model) if target.provider == "demo" else target.model
 
     def known(self, model: str) -> bool:
         """Whether a metric may show this name (CONTRACT 8)."""

@@ -318,7 +318,7 @@ class Carrier:
             (b"x-lunar-overhead-ms", b"%.3f" % max(0.0, overhead_ms)),
         ]
         if model_id := self.engine.directory.model_id(self.target):
-            headers.insert(1, (b"x-lunar-model", _field_value(model_id)))
+            headers.append((b"x-lunar-model", _field_value(model_id)))
         if self.debug:
             headers.append((b"x-lunar-attempts-log", orjson.dumps(self._log())))
         return headers

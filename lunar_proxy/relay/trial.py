@@ -60,6 +60,7 @@ class Trial:
         "engine",
         "keep_text",
         "meter",
+        "model_id",
         "own_key",
         "phase",
         "reply",
@@ -92,6 +93,7 @@ class Trial:
         self.usage_asked = False
         price = engine.directory.price(step.target)
         self.meter = Meter(call, price, engine.counter, engine.now)
+        self.model_id = engine.directory.model_id(step.target)
         self._account = engine.directory.account(step.target)
         self._key = step.key if isinstance(step, Send) else 0
         self._total_at = total_at
@@ -106,7 +108,8 @@ class Trial:
             self.usage_asked = self._asks_usage()
             self._translation = self._translates()
             try:
-                await self._send()
+                await self._ask(self._request())
+                self._check()
             except (Refused, UnknownModel) as error:
                 if not self._learned(error):
                     raise
@@ -155,15 +158,13 @@ class Trial:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    async def _send(self) -> None:
-        request = self._request()
+    async def _ask(self, request: UpstreamRequest) -> None:
         try:
             await self._once(request, fresh=self._upload is not None)
         except Stale:
             if self._upload is not None:
                 raise NoAnswer("the provider closed the connection") from None
             await self._once(request, fresh=True)
-        self._check()
 
     async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
         self.close()
@@ -187,13 +188,13 @@ class Trial:
         if self._upload is None:
             line.ask(request, reply)
         else:
-            chunks, length = self._upload.body(self.engine.directory.model_id(self.target))
+            chunks, length = self._upload.body(self.model_id)
             await line.ask_streaming(request, chunks, length, reply)
         await reply.decided
 
     def _request(self) -> UpstreamRequest:
         call, account = self.call, self._account
-        model_id = self.engine.directory.model_id(self.target)
+        model_id = self.model_id
         body = call.body
         if call.doc is not None and self._upload is None:
             model = model_id if "model" in call.doc else None
@@ -207,7 +208,9 @@ class Trial:
         key = self.own_key
         if account.keys:
             key = account.keys[self._key % len(account.keys)]
-        target = Target(self.target.provider, model_id)
+        target = self.target
+        if model_id != target.model:
+            target = Target(target.provider, model_id)
         return account.dialect.request(call, target, account, key, body)
 
     def _translates(self) -> Translation | None:

@@ -92,9 +92,6 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._writable = True
         self._drained: asyncio.Future[None] | None = None
-        self._clear()
-
-    def _clear(self) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
         self._head = True
         self._head_size = 0
@@ -246,7 +243,10 @@ class Connection(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def _begin(self, receiver: Receiver, no_body: bool) -> None:
-        self._clear()
+        self._headers = []
+        self._head = True
+        self._head_size = 0
+        self._informational = self._keep_alive = self._to_eof = False
         self._no_body = no_body
         self.answered = False
         self._receiver = receiver
@@ -255,9 +255,8 @@ class Connection(asyncio.Protocol):
         """Neither length nor chunks: the body is all that comes (RFC 9112 6.3, item 8)."""
         if status in (204, 304):
             return False
-        return not any(
-            name in (b"content-length", b"transfer-encoding") for name, _ in self._headers
-        )
+        framed = dict(self._headers)
+        return b"content-length" not in framed and b"transfer-encoding" not in framed
 
     def _finish(self, *, reusable: bool) -> None:
         receiver, self._receiver = self._receiver, None
