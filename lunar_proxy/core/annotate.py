@@ -64,7 +64,9 @@ def money(amount: Decimal | None) -> str:
         return "null"
     if not amount:
         return "0.0"
-    digits = f"{amount:f}"
+    digits = str(amount)  # a third of the time of the format that never has an exponent
+    if "E" in digits:
+        digits = f"{amount:f}"
     if "." not in digits:
         return digits + ".0"
     digits = digits.rstrip("0")
@@ -111,12 +113,14 @@ def add_to_usage(body: bytes, added: bytes) -> bytes:
     inside a string its quotes would be escaped. So the rest of the answer need not be scanned.
     """
     key = body.rfind(_USAGE)
-    if body.find(_USAGE, 0, key) >= 0 or b"\\u00" in body:
+    # One byte is found ten times faster than four, and most short answers have no backslash.
+    escaped = b"\\" in body and b"\\u00" in body
+    if escaped or body.find(_USAGE, 0, key) >= 0:
         return annotate_json(body, added, None)
     value = body.index(b"{", key)
     known = _USAGE_OBJECT.match(body, value)
     end = (known.end() if known is not None else value_end(body, value)) - 1
-    return b"%b,%b%b" % (body[:end], added, body[end:])
+    return b"".join((body[:end], b",", added, body[end:]))
 
 
 def summary_headers(usage: Usage, cost: Cost | None, added: bytes) -> list[tuple[str, str]]:
