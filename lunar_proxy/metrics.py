@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from lunar_proxy.core.model import Attempt, Cost, Outcome, Target, Usage
+from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Target, Usage
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -224,7 +224,8 @@ class Metrics:
             if outcome.cost is not None:
                 spent = _units(outcome.cost)
                 series.cost.value += spent
-                self._charge(outcome, spent)
+                if outcome.call.identity is not None:
+                    self._charge(outcome.call.identity, spent)
         if outcome.disconnected is not None:
             self._count("lunar_client_disconnects_total", (outcome.disconnected.value,)).value += 1
         if len(outcome.attempts) > 1:
@@ -320,12 +321,12 @@ class Metrics:
         labels = (attempt.target.provider, self._model(attempt.target.model))
         spent = _units(cost)
         self._count("lunar_cost_usd_total", labels).value += spent
-        self._charge(outcome, spent)
+        if outcome.call.identity is not None:
+            self._charge(outcome.call.identity, spent)
 
-    def _charge(self, outcome: Outcome, spent: int) -> None:
-        if (identity := outcome.call.identity) is not None:
-            labels = (self._bounded("key", identity.name),)
-            self._count("lunar_cost_usd_by_key_total", labels).value += spent
+    def _charge(self, identity: Identity, spent: int) -> None:
+        labels = (self._bounded("key", identity.name),)
+        self._count("lunar_cost_usd_by_key_total", labels).value += spent
 
     def _series_of(self, outcome: Outcome) -> _Series:
         call, target = outcome.call, outcome.target
