@@ -72,7 +72,6 @@ class Stream:
         "_marked",
         "_open",
         "_parser",
-        "_plain",
         "_preamble",
         "_queue",
         "_render",
@@ -86,6 +85,7 @@ class Stream:
         "error",
         "id",
         "model",
+        "plain",
         "started",
         "usage",
     )
@@ -114,7 +114,7 @@ class Stream:
         self._parser = SSEParser()
         self._transcript = Transcript(shape.pieces, keep_text=keep_text)
         self._preamble = bytearray()
-        self._plain = False  # started, and no finish_reason yet: most chunks need no look
+        self.plain = False  # started, and no finish_reason yet: most chunks need no look
         self._sent = 0  # how much of the parser's pending event has been returned
         self._open = b""  # after the end: the part of an unfinished event that was returned
         self._waiting: tuple[SSEEvent, int] | None = None  # the finish event, how much was sent
@@ -129,7 +129,7 @@ class Stream:
 
     def feed(self, data: bytes) -> bytes:
         """What may be written to the client now. Raises BadAnswer on an event without end."""
-        if self._plain and not self._parser.pending:
+        if self.plain and not self._parser.pending:
             if self._transcript.repeats(data):
                 return data
             if data.endswith(_EVENT_ENDS) and not self._marked(data):
@@ -139,7 +139,7 @@ class Stream:
         if self.error is not None:
             return b""
         if self._shape.commits_at_once and data and not self.started:
-            self.started = self._plain = True
+            self.started = self.plain = True
         if self._continuation is not None:
             data = self._continuation.feed(data)
         out = self._take(self._parser.feed(data))
@@ -179,7 +179,7 @@ class Stream:
         out = self.eof() + empty_end(self._shape.name, self._open, self._names())
         self._continuation = Continuation(self._shape, self.text(), self.id, self.model)
         self._parser = SSEParser()
-        self._plain, self._open, self._sent = False, b"", 0
+        self.plain, self._open, self._sent = False, b"", 0
         self.error = self.usage = self._usage_source = None
         self._usage_final = False
         return out
@@ -254,7 +254,7 @@ class Stream:
         out: list[bytes] = []
         for event in events:
             sent, self._sent = self._sent, 0
-            if self._plain and not self._marked(event.raw):
+            if self.plain and not self._marked(event.raw):
                 self._pass(out, event, sent)
                 continue
             meaning = self._read(event)
@@ -291,7 +291,7 @@ class Stream:
         if meaning.finished or meaning.done:
             self._finished.update(meaning.finished)
             self._done = self._done or meaning.done
-            self._plain = False
+            self.plain = False
 
     def _start(self, out: list[bytes], event: SSEEvent, meaning: Meaning) -> bool:
         """True at the first content, or at an end without any: then what was held goes out."""
@@ -299,7 +299,7 @@ class Stream:
             out.append(bytes(self._preamble))
             self._preamble.clear()
             self.started = True
-            self._plain = not (meaning.finished or meaning.done)
+            self.plain = not (meaning.finished or meaning.done)
             return True
         if not self._is_injected(meaning):
             self._preamble += event.raw
@@ -309,7 +309,7 @@ class Stream:
 
     def _fail(self, event: SSEEvent, sent: int) -> None:
         self.error = Fault(_loads(event.data), event.data)
-        self._plain = False
+        self.plain = False
         self._open = event.raw[:sent]
         self._preamble.clear()
         self._queue.clear()

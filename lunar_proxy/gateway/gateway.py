@@ -164,7 +164,7 @@ class Gateway:
         ticket.call = call = read_call(
             incoming,
             id=ticket.id,
-            annotate=runtime.config.annotate,
+            annotate=runtime.annotate,
             identity=caller.identity,
             own_key=caller.own_key,
             form_model=upload.model.value if upload is not None and upload.model else "",

@@ -18,7 +18,7 @@ from lunar_proxy.config import Config, ResolvedProvider, merge_timeouts, provide
 from lunar_proxy.config.schema import Deployment, ModelPrice
 from lunar_proxy.core import routing
 from lunar_proxy.core.exchange import Rules
-from lunar_proxy.core.model import Target
+from lunar_proxy.core.model import Annotate, Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.routing import DEPLOYMENTS, Alias, Catalogue, Known
 from lunar_proxy.pricing import PriceTable, Shelf, price_from
@@ -43,6 +43,7 @@ class Runtime:
     catalogue: Catalogue
     rules: Rules
     breaker: Breaker
+    annotate: Annotate
     names: frozenset[str]  # every model the config names, for bounded labels
     _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
 
@@ -109,6 +110,7 @@ def compile_config(
         catalogue=_catalogue(config, resolved, prices),
         rules=_rules(config),
         breaker=Breaker(config.breaker.failures, config.breaker.window_s, config.breaker.open_s),
+        annotate=config.annotate,
         names=_names(config, resolved),
         _deployment_prices={
             name: _deployment_price(deployment) for name, deployment in config.deployments.items()
