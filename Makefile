@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 TOOLS := redis-server:redis-server curl:curl openssl:openssl
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev tools lint types imports unit test bench clean
+.PHONY: help run install dev tools lint types imports unit test readme bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ imports: $(VENV)/.dev ## import-linter: who may import whom
 
 unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream")
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term $(ARGS)
+
+readme: $(VENV)/.installed ## write the settings table of README.md
+	$(BIN)/python .ci/readme.py
 
 bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR, BENCH_ARGS="--rounds 1 --scale 0.4")
 	@test -f $(BENCH)/run.py || { echo "no proxybench in $(BENCH): give BENCH=DIR"; exit 2; }
