@@ -209,6 +209,11 @@ class Connection(asyncio.Protocol):
 
     # --- httptools callbacks ------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._receiver is None:  # behind a whole answer: it must not meet the next call
+            self._pool.forget(self)
+            self.close()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
