@@ -255,6 +255,8 @@ class Connection(asyncio.Protocol):
         self._no_body = no_body
         self.answered = False
         self._receiver = receiver
+        if self._closing:  # lost between connecting and asking: nothing else would tell
+            asyncio.get_running_loop().call_soon(self.connection_lost, None)
 
     def _ends_with_connection(self, status: int) -> bool:
         """Neither length nor chunks: the body is all that comes (RFC 9112 6.3, item 8)."""
