@@ -164,6 +164,7 @@ class Trial:
         except Stale:
             if self._upload is not None:
                 raise NoAnswer("the provider closed the connection") from None
+            self.calls -= 1  # nobody was there to be called
             await self._once(request, fresh=True)
 
     async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
