@@ -30,8 +30,9 @@ from lunar_proxy.core.transcript import Said
 from lunar_proxy.providers.base import UpstreamRequest
 from lunar_proxy.providers.openai import in_band_error
 from lunar_proxy.providers.translate import Translation, translation_for
+from lunar_proxy.tasks import spawn
 
-from .engine import Engine, Upload
+from .engine import Engine, Line, Upload
 from .meter import Meter
 from .reply import Kind, Reply, Wire
 from .upstream import Stale
@@ -189,9 +190,29 @@ class Trial:
         if self._upload is None:
             line.ask(request, reply)
         else:
-            chunks, length = self._upload.body(self.model_id)
-            await line.ask_streaming(request, chunks, length, reply)
+            await self._pass_upload(self._upload, line, request, reply)
         await reply.decided
+
+    async def _pass_upload(
+        self, upload: Upload, line: Line, request: UpstreamRequest, reply: Reply
+    ) -> None:
+        """Send the body as it arrives, or until the whole answer is there."""
+        chunks, length = upload.body(self.model_id)
+
+        async def send() -> ProxyError | None:
+            try:
+                await line.ask_streaming(request, chunks, length, reply)
+            except ProxyError as error:  # the client's: its body is too large, or too slow
+                return error
+            return None
+
+        sending = spawn(send(), name="upload")
+        try:
+            await asyncio.wait({sending, reply.decided}, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.ended and (error := await sending) is not None:
+                raise error
+        finally:
+            sending.cancel()
 
     def _request(self) -> UpstreamRequest:
         call, account = self.call, self._account

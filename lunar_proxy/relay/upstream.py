@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_pool",
         "_receiver",
+        "_sending",
         "_to_eof",
         "_transport",
         "_writable",
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = False
         self._no_body = False
         self._to_eof = False
+        self._sending = False
 
     # --- for the caller -----------------------------------------------------------------------
 
@@ -126,6 +128,7 @@ class Connection(asyncio.Protocol):
         Returns early when the answer is there before the body is through, as a refusal may be.
         """
         self._begin(receiver, no_body=False)
+        self._sending = True
         framing = (
             b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         )
@@ -138,6 +141,7 @@ class Connection(asyncio.Protocol):
             await self._drain()
         if length is None:
             self._write(b"0\r\n\r\n")
+        self._sending = False
 
     def close(self) -> None:
         """Forget the receiver and drop the connection, whatever it is doing."""
@@ -267,7 +271,8 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, *, reusable: bool) -> None:
         receiver, self._receiver = self._receiver, None
-        if reusable and self.usable:
+        # With half of a request on it, a connection would take the next one for the other half.
+        if reusable and self.usable and not self._sending:
             self.resume()  # the end may have been read while a slow client had us paused
             self._pool.put(self)
         elif self._transport is not None:
