@@ -21,10 +21,21 @@ class Cast:
     """Scripted upstreams by name. What one answers depends on the model it is asked for: every
     test has models of its own, so neither scripts nor breakers of two tests can meet."""
 
-    def __init__(self, *names: str, tls: Mapping[str, ssl.SSLContext] | None = None) -> None:
+    def __init__(
+        self,
+        *names: str,
+        greetings: Mapping[str, Script] | None = None,
+        tls: Mapping[str, ssl.SSLContext] | None = None,
+    ) -> None:
+        """`greetings`: what some say on every connection before they are asked anything."""
         self._scripts: dict[tuple[str, str | None], Play] = {}
         self.upstreams = {
-            name: ScriptedUpstream(self._player(name), tls=(tls or {}).get(name)) for name in names
+            name: ScriptedUpstream(
+                self._player(name),
+                on_connect=(greetings or {}).get(name, ()),
+                tls=(tls or {}).get(name),
+            )
+            for name in names
         }
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cast", daemon=True)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from lunar_proxy.core.sse import SSEEvent
-from lunar_proxy.testing import Request, dead_url, self_signed
+from lunar_proxy.testing import Break, Close, Pause, Raw, Request, dead_url, self_signed
 from tests.e2e.harness import Proxy, eventually, serving
 
 from .apis import Api, parse
@@ -30,8 +30,20 @@ DOORS = ("fast", "aiohttp")
 # machine makes no failure.
 SHORT_S = 0.3
 PATIENT = {"connect_s": 10, "first_token_s": 10, "idle_s": 10, "total_s": 15}
-# One port each. `hasty` has a short connect and first token timer, `restless` a short idle timer.
-PROVIDERS = ("a", "b", "c", "hasty", "restless", "keyring", "openai", "tls")
+# What a provider says who does not wait for the request to be over.
+TOO_LARGE = b'{"error":{"message":"too large","type":"invalid_request_error","code":null}}'
+EARLY = Raw(
+    b"HTTP/1.1 413 Content Too Large\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(TOO_LARGE), TOO_LARGE)
+)
+GREETINGS = {
+    "slams": (Break(),),
+    "interrupts": (Pause(0.1), EARLY),
+    "speaks-first": (EARLY, Close()),
+}
+# One port each. `hasty` has a short connect and first token timer, `restless` a short idle timer;
+# `abrupt` is never left with a connection that could be used again.
+PROVIDERS = ("a", "b", "abrupt", "hasty", "restless", "keyring", "openai", "tls", *GREETINGS)
 KEYS = {name: f"sk-secret-of-{name}" for name in PROVIDERS}
 KEYRING = tuple(f"sk-secret-{n}-of-keyring" for n in range(3))
 PRICE = {"input_per_million": 1000, "output_per_million": 2000}
@@ -229,7 +241,8 @@ class Scene:
 @contextlib.contextmanager
 def world(folder: Path, **changes: Any) -> Iterator[World]:
     """A proxy with that config over the usual one, and its providers."""
-    with Cast(*PROVIDERS, tls={"tls": self_signed().server}) as cast:
+    tls = {"tls": self_signed().server}
+    with Cast(*PROVIDERS, greetings=GREETINGS, tls=tls) as cast:
         with serving(folder, settings(cast) | changes) as proxy:
             yield World(proxy, cast)
         for name, upstream in cast.upstreams.items():
