@@ -248,7 +248,7 @@ def _spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _demo_answer(method: str, path: str, body: bytes) -> Iterator[Step]:

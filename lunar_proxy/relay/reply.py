@@ -80,6 +80,10 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
+def _no_stream() -> Stream:
+    raise AssertionError("the reply is closed")
+
+
 class Reply:
     __slots__ = (
         "_decoder",
@@ -158,9 +162,14 @@ class Reply:
         self.status, self.headers = status, headers
         self._last_at = self._loop.time()
         if status < 300:
-            self.kind = self._kind(h.get(headers, b"content-type") or b"")
-        if self.kind is not Kind.OPAQUE:
-            self._decoder = decoder(h.get(headers, b"content-encoding"))
+            coding = (h.get(headers, b"content-encoding") or b"identity").lower()
+        self.kind = self._kind(h.get(headers, b"content-type") or b"")
+        if self.kind is not Kind.OPAQUE and coding != b"identity":
+            self._decoder = decoder(coding)
+            if self._decoder is None:  # br or zstd, which nobody asked for: passed on unread
+                self.kind, self._first = Kind.OPAQUE, False
+                self._decide()
+                return
             if self._decoder is not None:
                 self.headers = tuple(pair for pair in headers if pair[0] != b"content-encoding")
         if self.kind is Kind.EVENTS:
@@ -287,6 +296,10 @@ class Reply:
         self.link = None
         if self.client is not None:
             self.client.follow(None)
+        # A stream knows its trial and a trial its reply: without these the circle is open, and
+        # all of it is freed at once instead of by the collector.
+        self.client = self.stream = self._direct = None
+        self._make_stream = _no_stream
         if not self.decided.done():
             self.decided.cancel()
         elif not self.decided.cancelled():
