@@ -28,13 +28,21 @@ import orjson
 from lunar_proxy._version import __version__
 from lunar_proxy.config import Address, Config, ConfigError, load
 from lunar_proxy.core.script import Step
-from lunar_proxy.gateway import Callers, Gateway, Ports, Runtime, compile_config
+from lunar_proxy.gateway import (
+    Callers,
+    Gateway,
+    Ports,
+    Runtime,
+    compile_config,
+    token_verifier,
+)
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.pricing import Shelf, TokenCounter
 from lunar_proxy.pricing import load as load_prices
 from lunar_proxy.providers import demo
 from lunar_proxy.providers.base import Origin
 from lunar_proxy.relay.carry import Line
+from lunar_proxy.relay.fetch import fetch
 from lunar_proxy.relay.inprocess import Script
 from lunar_proxy.relay.upstream import Pool
 from lunar_proxy.servers import api
@@ -42,6 +50,8 @@ from lunar_proxy.servers.admin import Admin
 from lunar_proxy.servers.door import Door, Doorway
 from lunar_proxy.servers.http import HttpDoor
 from lunar_proxy.stores import Store, open_store
+from lunar_proxy.stores.jwt import JwtVerifier
+from lunar_proxy.tasks import spawn
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +121,11 @@ class App:
         self.log = log
         self.stopping = asyncio.Event()
         self.pool = Pool(time.monotonic, upstream_tls(config))
-        self.store: Store = open_store(config.store.url, time.time)  # noqa: TID251
+        self.store = _store_of(config)
         self.shelves: Mapping[str, Shelf] = load_prices()
         runtime = self._compile(config, generation=1)
         self.metrics = Metrics(known=runtime.known, version=__version__)
+        self.verifier = self._verifier(config)
         self.gateway = Gateway(self._ports(), runtime, self._callers(config))
         self.doors: set[Door] = set()
         self.ready = False
@@ -131,7 +142,18 @@ class App:
         )
 
     def _callers(self, config: Config) -> Callers:
-        return Callers(config, self.store, time.time, verifier=None)  # noqa: TID251
+        return Callers(config, self.store, time.time, self.verifier)  # noqa: TID251
+
+    def _verifier(self, config: Config, before: JwtVerifier | None = None) -> JwtVerifier | None:
+        return token_verifier(config.auth.jwt, self._fetch, time.time, before)  # noqa: TID251
+
+    async def _fetch(self, url: str) -> bytes:
+        return await fetch(self.pool, url)
+
+    def _read_issuer_keys(self) -> None:
+        """Beside everything else: an issuer that is down must not hold up a start."""
+        if self.verifier is not None:
+            _ = spawn(self.verifier.start(), name="jwks")
 
     def _ports(self) -> Ports:
         return Ports(
@@ -160,6 +182,7 @@ class App:
             stack.push_async_callback(self.store.close)
             stack.callback(self.log.flush)
             stack.callback(self.pool.close)
+            self._read_issuer_keys()
             http = HttpDoor(
                 self.gateway.serve,
                 api.routes(self.gateway),
@@ -232,10 +255,12 @@ class App:
         config = self.source.load()
         runtime = self._compile(config, self.gateway.runtime.generation + 1)
         tls = upstream_tls(config)
-        self.config = config
+        verifier = self._verifier(config, self.verifier)
+        self.config, self.verifier = config, verifier
         if tls is not None or config.upstream_ca != self.gateway.runtime.config.upstream_ca:
             self.pool.trust(tls or ssl.create_default_context())
         self.gateway.use(runtime, self._callers(config))
+        self._read_issuer_keys()
         self.metrics.reload(runtime.known)
         logger.info("config reloaded, generation %d", runtime.generation)
         return runtime.generation
@@ -249,6 +274,13 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+def _store_of(config: Config) -> Store:
+    try:
+        return open_store(config.store.url, time.time)  # noqa: TID251
+    except ValueError as error:  # an extra that is not installed
+        raise ConfigError([f"store: {error}"]) from None
 
 
 def _demo_answer(method: str, path: str, body: bytes) -> Iterator[Step]:

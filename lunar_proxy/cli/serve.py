@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lunar_proxy.config import Config, ConfigError
+from lunar_proxy.core.errors import ProxyError
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,8 +50,11 @@ def run(args: argparse.Namespace) -> int:
     _configure_logging(config)
     try:
         _runner()(_serve(source, config))
-    except OSError as error:
-        print(f"lunar-proxy: {error.strerror or error}", file=sys.stderr)
+    except ConfigError as error:  # what only showed when it was used: a key file, an extra
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, ProxyError) as error:
+        print(f"lunar-proxy: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -56,7 +56,7 @@ class Jwks:
     """`clock`: seconds since 1970."""
 
     def __init__(self, url: str, fetch: Fetch, clock: Callable[[], float]) -> None:
-        self._url = url
+        self.url = url
         self._fetch = fetch
         self._clock = clock
         self._keys: tuple[PublicKey, ...] = ()
@@ -104,7 +104,7 @@ class Jwks:
     async def _load(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                keys = parse(await self._fetch(self._url))
+                keys = parse(await self._fetch(self.url))
         except Exception as error:  # noqa: BLE001 - an outage of the issuer, of whatever kind
             logger.warning("the JWKS could not be read, the last good set stays: %r", error)
             return

@@ -50,13 +50,27 @@ class JwtSettings:
 
 
 class JwtVerifier:
-    """`clock`: seconds since 1970. `fetch` reads a URL; it is called for the JWKS only."""
+    """`clock`: seconds since 1970. `fetch` reads a URL; it is called for the JWKS only. `before`:
+    the verifier that this one replaces; what it knows of the same JWKS goes on.
 
-    def __init__(self, settings: JwtSettings, fetch: Fetch, clock: Callable[[], float]) -> None:
+    Raises ValueError for a public key that is none.
+    """
+
+    def __init__(
+        self,
+        settings: JwtSettings,
+        fetch: Fetch,
+        clock: Callable[[], float],
+        before: JwtVerifier | None = None,
+    ) -> None:
         self._settings = settings
         self._clock = clock
-        url = settings.jwks_url
-        self._jwks = None if url is None else Jwks(url, fetch, clock)
+        self._public_key = None if settings.public_key is None else _pem(settings.public_key)
+        self._jwks: Jwks | None = None
+        if (url := settings.jwks_url) is not None:
+            known = None if before is None else before._jwks
+            same = known is not None and known.url == url
+            self._jwks = known if same else Jwks(url, fetch, clock)
         self._verified: OrderedDict[bytes, tuple[Identity, float, int]] = OrderedDict()
 
     async def start(self) -> None:
@@ -114,11 +128,17 @@ class JwtVerifier:
         settings = self._settings
         if alg.startswith("HS"):
             return [] if settings.secret is None else [settings.secret]
-        if settings.public_key is not None:
-            return [settings.public_key]
+        if self._public_key is not None:
+            return [self._public_key]
         if self._jwks is None:
             return []
         return [found.key for found in await self._jwks.candidates(kid, alg)]
+
+
+def _pem(text: str) -> Any:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # see jwks
+
+    return load_pem_public_key(text.encode())
 
 
 def _claims(payload: bytes) -> dict[str, Any]:
