@@ -94,11 +94,15 @@ class MethodNotAllowed(ProxyError):
 
 
 class LimitExceeded(ProxyError):
+    """`limit` names it in metrics."""
+
     status, type, code, blame = 429, "rate_limit_exceeded", "rate_limit_exceeded", Blame.CLIENT
+    limit: str = ""
 
 
-class BudgetExceeded(ProxyError):
+class BudgetExceeded(LimitExceeded):
     status, type, code, blame = 429, "budget_exceeded", "budget_exceeded", Blame.CLIENT
+    limit = "budget"
 
 
 # --- no answer from a provider ----------------------------------------------------------------

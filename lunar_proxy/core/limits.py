@@ -378,7 +378,7 @@ def duration(seconds: float) -> str:
 _WORTH_RETRYING_S = 60.0
 
 
-def refusal(verdict: Verdict) -> LimitExceeded | BudgetExceeded:
+def refusal(verdict: Verdict) -> LimitExceeded:
     """The error of a verdict that is not allowed."""
     blocked = verdict.blocked
     assert blocked is not None, "an allowed call is not refused"
@@ -387,5 +387,7 @@ def refusal(verdict: Verdict) -> LimitExceeded | BudgetExceeded:
     if blocked.final or wait_s > _WORTH_RETRYING_S:
         headers = (*headers, ("x-should-retry", "false"))
     again = "" if blocked.final else f" is reached; try again in {duration(wait_s)}"
-    error = BudgetExceeded if blocked.limit == "budget" else LimitExceeded
-    return error(blocked.message + again, retry_after_s=wait_s, headers=headers)
+    kind = BudgetExceeded if blocked.limit == "budget" else LimitExceeded
+    error = kind(blocked.message + again, retry_after_s=wait_s, headers=headers)
+    error.limit = blocked.limit
+    return error

@@ -68,7 +68,9 @@ class AuthFailures:
             self._states.popitem(last=False)
         if verdict.blocked is None:
             return None
-        return LimitExceeded(
+        error = LimitExceeded(
             "too many failed authentications from this address",
             retry_after_s=verdict.blocked.retry_after_s,
         )
+        error.limit = "authentication"
+        return error

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lunar_proxy.core import routing
-from lunar_proxy.core.errors import NotFound, ProviderError, ProxyError, ShuttingDown
+from lunar_proxy.core.errors import (
+    LimitExceeded,
+    NotFound,
+    ProviderError,
+    ProxyError,
+    ShuttingDown,
+)
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
 from lunar_proxy.core.intake import (
@@ -27,7 +33,7 @@ from lunar_proxy.core.intake import (
     unread_call,
 )
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Annotate, Call, Outcome, Target
+from lunar_proxy.core.model import Annotate, Call, Identity, Outcome, Target
 from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routing import Asked, Facts
@@ -201,6 +207,8 @@ class Gateway:
         if outcome.target is not None:
             self.ports.store.add((entry(outcome, self.ports.wall()),))
         self.ports.metrics.observe(outcome)
+        if isinstance(error, LimitExceeded):
+            self.ports.metrics.rate_limited(error.limit)
         for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
             self.ports.metrics.fallback(source, to, "breaker_open")
         self.ports.log(record(outcome))
@@ -225,9 +233,24 @@ class Gateway:
             known = runtime.catalogue.providers
             if asked.provider not in known:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
-            return [Target(asked.provider, "")]
+            return permitted(call.identity, f"{asked.provider}/", [Target(asked.provider, "")])
         plan = self._plan_of(runtime, asked)
-        return permitted(call.identity, asked.model, plan)
+        if call.identity is None or not call.identity.models:
+            return plan
+        return self._narrowed(call.identity, asked, plan)
+
+    def _narrowed(self, identity: Identity, asked: Asked, plan: list[Target]) -> list[Target]:
+        """What the key may use of a plan. A fallback that the request names is asked for as much
+        as the model is; one of the config's comes with the model."""
+        if not asked.fallbacks:
+            return permitted(identity, asked.model, plan)
+        catalogue, facts = self.runtime.catalogue, self.facts
+        allowed = set(permitted(identity, asked.model, routing.resolve(asked, catalogue, facts)))
+        for name in asked.fallbacks:
+            allowed.update(
+                permitted(identity, name, routing.resolve(Asked(name), catalogue, facts))
+            )
+        return [target for target in plan if target in allowed]
 
     def _plan_of(self, runtime: Runtime, asked: Asked) -> list[Target]:
         if asked.fallbacks is not None:
