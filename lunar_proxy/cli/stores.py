@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -13,10 +12,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from lunar_proxy.config import ConfigError, load
+from lunar_proxy.core import durations
 from lunar_proxy.core.errors import InvalidRequest, ProxyError
 from lunar_proxy.stores import Store, open_store
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class Refused(Exception):
@@ -34,11 +32,10 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 
 
 def duration_s(text: str) -> float:
-    """`90d`, `24h`, `30m`, `45s`, `2w`; `0` is none."""
-    found = re.fullmatch(r"(\d+)([smhdw])", text)
-    if found is None and text != "0":
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30m, 24h or 90d")
-    return float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    try:
+        return durations.duration_s(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:

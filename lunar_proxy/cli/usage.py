@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
 import orjson
 
-from lunar_proxy.stores import Spend, Store
+from lunar_proxy.stores import Spend, Store, report
 from lunar_proxy.stores.base import Dimension
-from lunar_proxy.stores.codec import spend_as_dict
 
 from .stores import add_store_options, duration_s, table, wall_clock, with_store
 
 _INSTEAD = "ask its admin listener, at /-/usage, or set `store: sqlite:PATH` in the config."
-
-_HEAD = ("requests", "input_tokens", "output_tokens", "cached_tokens", "cost_usd", "unpriced")
 
 
 def add(subparsers: Any) -> None:
@@ -45,31 +41,21 @@ def run(args: argparse.Namespace) -> int:
     return with_store(args, work, instead=_INSTEAD)
 
 
-def _json(spends: list[Spend], by: str, names: dict[str, str]) -> None:
-    rows = [_named(spend, by, names) for spend in spends]
+def _json(spends: list[Spend], by: Dimension, names: dict[str, str]) -> None:
+    rows = report.rows(spends, by, names)
     print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
 
 
-def _named(spend: Spend, by: str, names: dict[str, str]) -> dict[str, Any]:
-    label = {by: spend.name} | ({"name": names.get(spend.name)} if by == "key" else {})
-    return label | spend_as_dict(spend)
+def _csv(spends: list[Spend], by: Dimension, _names: dict[str, str]) -> None:
+    sys.stdout.write(report.as_csv(spends, by))
 
 
-def _cells(spend: Spend) -> tuple[str, ...]:
-    counts = (spend.requests, spend.input_tokens, spend.output_tokens, spend.cached_tokens)
-    return (*map(str, counts), f"{spend.usd:.10f}", str(spend.unpriced))
-
-
-def _csv(spends: list[Spend], by: str, _names: dict[str, str]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow((by, *_HEAD))
-    writer.writerows((spend.name, *_cells(spend)) for spend in spends)
-
-
-def _table(spends: list[Spend], by: str, names: dict[str, str]) -> None:
-    head = (by.upper(), *(name.replace("_", " ").upper() for name in _HEAD))
-    rows = [(names.get(spend.name, spend.name), *_cells(spend)) for spend in spends]
-    print(table([head, *rows, ("total", *_cells(_sum(spends)))], right=frozenset(range(1, 7))))
+def _table(spends: list[Spend], by: Dimension, names: dict[str, str]) -> None:
+    head = (by.upper(), *(name.replace("_", " ").upper() for name in report.HEAD))
+    rows = [(names.get(spend.name, spend.name), *report.cells(spend)) for spend in spends]
+    print(
+        table([head, *rows, ("total", *report.cells(_sum(spends)))], right=frozenset(range(1, 7)))
+    )
 
 
 def _sum(spends: list[Spend]) -> Spend:
@@ -87,7 +73,7 @@ def _sum(spends: list[Spend]) -> Spend:
     )
 
 
-_FORMATS: dict[str, Callable[[list[Spend], str, dict[str, str]], None]] = {
+_FORMATS: dict[str, Callable[[list[Spend], Dimension, dict[str, str]], None]] = {
     "table": _table,
     "json": _json,
     "csv": _csv,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from lunar_proxy.config import Config
+from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, Unauthorized
 from lunar_proxy.core.identity import Credential, credential
@@ -14,7 +15,7 @@ from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
 from lunar_proxy.core.model import Call, Headers, Identity, Target, Usage
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, cost
-from lunar_proxy.stores import Reservation, Store
+from lunar_proxy.stores import KeyRecord, Reservation, Store
 from lunar_proxy.stores.keys import Keyring, listed
 
 # What a prompt is reserved as before it is counted: bytes of its JSON to a token. Real text has
@@ -48,6 +49,10 @@ class Callers:
         self._verifier = verifier
         self._failures = AuthFailures()
 
+    def configured(self) -> list[KeyRecord]:
+        """The keys under `auth.keys`, for an administrator."""
+        return self._keyring.configured()
+
     async def of(self, headers: Headers, address: str) -> Caller:
         """Raises Unauthorized, or LimitExceeded for an address that failed too often."""
         try:
@@ -79,7 +84,7 @@ class Callers:
         return Caller(None, found.own)
 
 
-def _listed(key: Any) -> Any:
+def _listed(key: AuthKey) -> KeyRecord:
     return listed(key.name, key.key.reveal(), key.models, limits_of(key.limits))
 
 

@@ -37,6 +37,10 @@ class Keyring:
         self._store = store
         self._listed = MemoryKeys(listed)
 
+    def configured(self) -> list[KeyRecord]:
+        """The keys of the config, with their times of use."""
+        return self._listed.records()
+
     def identify(self, key: str, now: float) -> Identity:
         """Raises Unauthorized, or StoreUnavailable while the keys could not be read."""
         hashed = digest(key)
@@ -132,7 +136,7 @@ def describe(record: KeyRecord, now: float) -> dict[str, Any]:
         "state": _state(record, now),
         "models": list(record.models),
         "limits": None if record.limits is None else limits_as_dict(record.limits),
-        "created_at": _when(record.created_at),
+        "created_at": _when(record.created_at or None),  # the config does not say
         "expires_at": _when(record.expires_at),
         "revoked_at": _when(record.revoked_at),
         "last_used_at": _when(record.last_used_at),
