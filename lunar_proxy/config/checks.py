@@ -53,10 +53,15 @@ def _provider(id: str, given: Provider) -> Iterator[tuple[Path, str]]:
         yield ("dialect",), _unknown_dialect(dialect)
     if given.base_url is None and (builtin is None or builtin.base_url is None):
         yield ("base_url",), "is required" + _unless_builtin(id)
-    if dialect == "azure" and given.api_version is None:
+    if dialect == "azure" and _lacks_version(given.base_url, given.api_version):
         yield ("api_version",), "is required for azure"
     if given.api_key is not None and given.api_keys is not None:
         yield ("api_keys",), "excludes api_key; put every key in api_keys"
+
+
+def _lacks_version(base_url: object, api_version: str | None) -> bool:
+    """Azure's newer surface, /openai/v1, has no versions in its query."""
+    return api_version is None and not str(base_url or "").endswith("/openai/v1")
 
 
 def _unless_builtin(id: str) -> str:
@@ -81,7 +86,7 @@ def _deployments(config: Config) -> Iterator[Problem]:
 def _deployment(given: Deployment) -> Iterator[tuple[str, str]]:
     if given.dialect not in DIALECTS:
         yield "dialect", _unknown_dialect(given.dialect)
-    if given.dialect == "azure" and given.api_version is None:
+    if given.dialect == "azure" and _lacks_version(given.base_url, given.api_version):
         yield "api_version", "is required for azure"
     if given.cost_per_hour is not None and given.price is not None:
         yield "cost_per_hour", "excludes price"

@@ -162,16 +162,16 @@ class Reply:
         self.status, self.headers = status, headers
         self._last_at = self._loop.time()
         if status < 300:
-            coding = (h.get(headers, b"content-encoding") or b"identity").lower()
-        self.kind = self._kind(h.get(headers, b"content-type") or b"")
+            self.kind = self._kind(h.get(headers, b"content-type") or b"")
+        coding = (h.get(headers, b"content-encoding") or b"identity").lower()
         if self.kind is not Kind.OPAQUE and coding != b"identity":
             self._decoder = decoder(coding)
-            if self._decoder is None:  # br or zstd, which nobody asked for: passed on unread
+            if self._decoder is not None:
+                self.headers = tuple(pair for pair in headers if pair[0] != b"content-encoding")
+            elif status < 300:  # br or zstd, which nobody asked for: passed on unread
                 self.kind, self._first = Kind.OPAQUE, False
                 self._decide()
                 return
-            if self._decoder is not None:
-                self.headers = tuple(pair for pair in headers if pair[0] != b"content-encoding")
         if self.kind is Kind.EVENTS:
             self.stream = self._make_stream()
             if self._translation is not None:
