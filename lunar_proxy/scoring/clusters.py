@@ -70,15 +70,22 @@ class Clusters:
     scale: Array
     about: dict[str, Any] = field(default_factory=dict)  # sources, date, prompts, held-out loss
     sha256: str = ""  # of the file it was loaded from or saved to
+    _stacked: Array = field(init=False, repr=False)
+    _offset: Array = field(init=False, repr=False)
+    width: int = field(init=False)  # of `basis`
+
+    def __post_init__(self) -> None:
+        narrow = np.float32(1 / LANDMARK_WIDTH**2)
+        norms = (self.centroids * self.centroids).sum(axis=1) / 2
+        stacked = (self.theta, BETA * self.centroids, narrow * self.landmarks)
+        offsets = (self.bias, -BETA * norms, np.full(len(self.landmarks), -narrow))
+        object.__setattr__(self, "_stacked", np.concatenate(stacked).astype(np.float32))
+        object.__setattr__(self, "_offset", np.concatenate(offsets).astype(np.float32))
+        object.__setattr__(self, "width", int(self.blocks["one"].stop))
 
     @property
     def k(self) -> int:
         return len(self.bias)
-
-    @property
-    def width(self) -> int:
-        """Of `basis`."""
-        return int(self.blocks["one"].stop)
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -99,38 +106,29 @@ class Clusters:
         """[..., D] -> [..., K], each row sums to 1."""
         return softmax(vectors @ self.theta.T + self.bias)
 
-    def soft(self, vectors: Array) -> Array:
-        """The same by distance to the centroids alone, as before anything was learned."""
-        norms = (self.centroids * self.centroids).sum(axis=1) / 2
-        return softmax(BETA * (vectors @ self.centroids.T - norms))
-
     def standard(self, features: Array) -> Array:
         """Surface features as counted -> clipped at 4 standard deviations, of norm 1."""
         scaled = np.clip((features - self.centre) / self.scale, -4, 4)
-        norm = np.sqrt((scaled * scaled).sum(axis=-1, keepdims=True))
-        return np.asarray(scaled / np.maximum(norm, 1e-6), dtype=np.float32)
-
-    def nearness(self, vectors: Array) -> Array:
-        """[..., D] -> [..., L], of norm 1."""
-        bells = np.exp((vectors @ self.landmarks.T - 1) / LANDMARK_WIDTH**2)
-        norm = np.sqrt((bells * bells).sum(axis=-1, keepdims=True))
-        return np.asarray(bells / np.maximum(norm, 1e-12), dtype=np.float32)
+        return np.asarray(scaled / np.maximum(_norm(scaled), 1e-6), dtype=np.float32)
 
     def basis(self, vectors: Array, features: Array) -> Array:
         """What every model's error is a linear function of: [..., width].
 
         Both memberships, the vector, the surface features, the landmarks, and a constant 1.
         """
-        one = np.ones((*vectors.shape[:-1], 1), dtype=np.float32)
-        parts = (
-            self.membership(vectors),
-            self.soft(vectors),
-            vectors,
-            self.standard(features),
-            self.nearness(vectors),
-            one,
-        )
-        return np.concatenate(parts, axis=-1)
+        # One product for all three maps: here a call of numpy costs as much as its arithmetic.
+        logits = vectors @ self._stacked.T + self._offset
+        k, shape = self.k, (*vectors.shape[:-1], self.width)
+        bells = np.exp(logits[..., 2 * k :])
+        basis = np.empty(shape, dtype=np.float32)
+        basis[..., :k] = softmax(logits[..., :k])
+        basis[..., k : 2 * k] = softmax(logits[..., k : 2 * k])
+        at = 2 * k + self.embedder.dimension
+        basis[..., 2 * k : at] = vectors
+        basis[..., at : at + len(self.centre)] = self.standard(features)
+        basis[..., at + len(self.centre) : -1] = bells / np.maximum(_norm(bells), 1e-12)
+        basis[..., -1] = 1
+        return basis
 
     def save(self, directory: Path) -> Clusters:
         """Write `clusters.npz`; gives the same Clusters with the file's sha256."""
@@ -146,6 +144,10 @@ class Clusters:
         path = directory / FILE
         write_atomically(path, lambda file: _savez(file, json.dumps(meta), stored))
         return load_clusters(directory)
+
+
+def _norm(values: Array) -> Array:
+    return np.asarray(np.sqrt((values * values).sum(axis=-1, keepdims=True)))
 
 
 def softmax(logits: Array) -> Array:
@@ -172,24 +174,24 @@ def load_clusters(directory: Path) -> Clusters:
         raise BadFile(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise BadFile(f"{path}: not a clusters file: {error}") from error
-    clusters = Clusters(embedder, **arrays, about=meta["about"], sha256=_sha256(data))
-    _check_shapes(path, clusters)
-    return clusters
+    _check_shapes(path, embedder.dimension, arrays)
+    return Clusters(embedder, **arrays, about=meta["about"], sha256=_sha256(data))
 
 
-def _check_shapes(path: Path, clusters: Clusters) -> None:
-    k, d, f = clusters.k, clusters.embedder.dimension, len(NAMES)
+def _check_shapes(path: Path, d: int, arrays: dict[str, Array]) -> None:
+    k, f = arrays["bias"].size, len(NAMES)
     expected = {
         "centroids": (k, d),
         "theta": (k, d),
         "difficulty": (k,),
         "soft_difficulty": (k,),
-        "landmarks": (len(clusters.landmarks), d),
+        "bias": (k,),
+        "landmarks": (arrays["landmarks"].size // d, d),
         "centre": (f,),
         "scale": (f,),
     }
     for name, shape in expected.items():
-        array: Array = getattr(clusters, name)
+        array = arrays[name]
         if array.shape != shape:
             raise BadFile(f"{path}: {name} is {array.shape}, expected {shape}")
         if not np.isfinite(array).all():

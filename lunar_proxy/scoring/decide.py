@@ -65,6 +65,8 @@ def score(
 
 def rank(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[int]:
     """Indices, best first. Ties: the cheaper, then the name."""
-    costs = [math.inf if candidate.cost is None else candidate.cost for candidate in candidates]
-    order = range(len(candidates))
-    return sorted(order, key=lambda index: (scores[index], costs[index], candidates[index].id))
+    ordered = sorted(
+        (score, math.inf if candidate.cost is None else candidate.cost, candidate.id, index)
+        for index, (candidate, score) in enumerate(zip(candidates, scores, strict=True))
+    )
+    return [index for _, _, _, index in ordered]

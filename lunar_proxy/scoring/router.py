@@ -81,6 +81,8 @@ class Router:
 
     def find(self, model: str) -> Profile | None:
         """The profile a model name stands for: its id, an alias, either after PROVIDER/."""
+        if (profile := self._profiles.get(model)) is not None:
+            return profile
         name = model.lower()
         for spelling in (name, name.partition("/")[2], name.rpartition("/")[2]):
             if spelling and (id := self._names.get(spelling)) is not None:
