@@ -4,7 +4,8 @@ Every variant estimates a model's error as a base plus a ridge correction of wha
 
 base    "learned", "soft": psi over the learned or the soft membership, shrunk to a Rasch prior
         (below); "mean": the model's mean error
-blocks  what the correction is learned on: the surface features, with the vector, with landmarks
+blocks  what the correction is learned on: nothing, the surface features, with the vector, with the
+        landmarks too
 ridge   how strongly it is pulled to nothing
 
 Five-fold cross-validation gives each variant a held-out loss; those within one standard error of
@@ -42,21 +43,25 @@ _BLOCKS = {
     "vector": ("surface", "vector"),
     "landmarks": ("surface", "vector", "near"),
 }
-# Weaker pulls lost .01 of APGR at 200 labels; with 8,000 the stronger one wins by itself.
-_RIDGES = (30.0, 100.0)
+# Weaker pulls lost .01 of APGR at 200 labels; with 8,000 the stronger ones win by themselves.
+_RIDGES = (30.0, 100.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     base: str
-    blocks: str
-    ridge: float
+    blocks: str | None = None  # None: the base alone
+    ridge: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.base}+{self.blocks}/{self.ridge:g}"
+        return f"{self.base}+{self.blocks}/{self.ridge:g}" if self.blocks else self.base
 
 
-_VARIANTS = [Variant(*parts) for parts in product(_BASES, _BLOCKS, _RIDGES)]
+_VARIANTS = [
+    Variant("learned"),
+    Variant("soft"),
+    *(Variant(*parts) for parts in product(_BASES, _BLOCKS, _RIDGES)),
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +133,8 @@ class _Fitter:
         """Weights over the basis, [width, models], by variant."""
         bases = {name: self._base(name, basis, errors) for name in _BASES}
         missed = np.hstack([errors - basis @ bases[name] for name in _BASES])
-        found = {}
-        for blocks in dict.fromkeys(variant.blocks for variant in variants):
+        found = {variant: bases[variant.base] for variant in variants if not variant.blocks}
+        for blocks in dict.fromkeys(variant.blocks for variant in variants if variant.blocks):
             columns = self._columns(_BLOCKS[blocks])
             solved = _ridge(basis[:, columns].astype(np.float64), missed, _RIDGES)
             for variant in (variant for variant in variants if variant.blocks == blocks):
