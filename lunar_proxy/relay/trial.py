@@ -15,10 +15,12 @@ import orjson
 from lunar_proxy.core import annotate, answer
 from lunar_proxy.core.errors import (
     BadAnswer,
+    ConnectTimeout,
     NoAnswer,
     ProviderError,
     ProxyError,
     Refused,
+    TotalTimeout,
     UnknownModel,
 )
 from lunar_proxy.core.exchange import Resume, Send
@@ -27,7 +29,7 @@ from lunar_proxy.core.jsonspan import name_model, rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
 from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
 from lunar_proxy.core.transcript import Said
-from lunar_proxy.providers.base import UpstreamRequest
+from lunar_proxy.providers.base import Origin, UpstreamRequest
 from lunar_proxy.providers.openai import in_band_error
 from lunar_proxy.providers.translate import Translation, translation_for
 from lunar_proxy.tasks import spawn
@@ -171,15 +173,14 @@ class Trial:
     async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
         self.close()
         self.phase = Phase.CONNECT
-        timeouts = self._account.timeouts
-        line = await self.engine.dial(request.origin, timeout_s=timeouts.connect_s, fresh=fresh)
+        line = await self._dial(request.origin, fresh=fresh)
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
         loop = asyncio.get_running_loop()
         reply = self.reply = Reply(
             loop,
             self.engine.watch,
-            timeouts,
+            self._account.timeouts,
             self._total_at,
             wire,
             self._stream,
@@ -192,6 +193,16 @@ class Trial:
         else:
             await self._pass_upload(self._upload, line, request, reply)
         await reply.decided
+
+    async def _dial(self, origin: Origin, *, fresh: bool) -> Line:
+        connect_s = self._account.timeouts.connect_s
+        left_s = max(0.0, self._total_at - self.engine.now())
+        try:
+            return await self.engine.dial(origin, timeout_s=min(connect_s, left_s), fresh=fresh)
+        except ConnectTimeout:
+            if left_s < connect_s:
+                raise TotalTimeout("the call's total time ended while connecting") from None
+            raise
 
     async def _pass_upload(
         self, upload: Upload, line: Line, request: UpstreamRequest, reply: Reply
