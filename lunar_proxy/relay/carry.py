@@ -8,13 +8,14 @@ after it, bytes go by callback (`relay.reply`), and the coroutine wakes once, at
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import orjson
 
 from lunar_proxy.core import headers as h
-from lunar_proxy.core.errors import Blame, ProxyError, StreamBroken
+from lunar_proxy.core.errors import Blame, KeyRefused, ProxyError, StreamBroken
 from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send, Step
 from lunar_proxy.core.model import Attempt, Call, Phase, Target
 from lunar_proxy.tasks import spawn
@@ -24,6 +25,8 @@ from .engine import Dial, Directory, Engine, Hedge, Line, Upload
 from .meter import Meter
 from .reply import Kind, Reply
 from .trial import Trial
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Carrier", "Dial", "Directory", "Engine", "Hedge", "Line", "Upload"]
 
@@ -284,6 +287,10 @@ class Carrier:
         return self.exchange.failed(error, now, self.engine.draw())
 
     def _failed(self, trial: Trial, error: ProxyError) -> None:
+        if isinstance(error, KeyRefused) and not self.engine.health.of(trial.target).key_refused:
+            logger.warning(
+                "provider '%s' refuses our key (%d)", trial.target.provider, error.provider_status
+            )
         if error.blame is Blame.UPSTREAM:
             self.engine.health.failed(trial.target, error)
         else:
