@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import re
+import socket
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -44,22 +45,33 @@ GREETINGS = {
 # One port each. `hasty` has a short connect and first token timer, `restless` a short idle timer;
 # `abrupt` is never left with a connection that could be used again.
 PROVIDERS = ("a", "b", "abrupt", "hasty", "restless", "keyring", "openai", "tls", *GREETINGS)
-KEYS = {name: f"sk-secret-of-{name}" for name in PROVIDERS}
+OTHERS = ("dead", "unknown", "mute", "deaf")
+KEYS = {name: f"sk-secret-of-{name}" for name in (*PROVIDERS, *OTHERS)}
 KEYRING = tuple(f"sk-secret-{n}-of-keyring" for n in range(3))
 PRICE = {"input_per_million": 1000, "output_per_million": 2000}
 
 
-def settings(cast: Cast) -> dict[str, Any]:
+def settings(cast: Cast, silent: str) -> dict[str, Any]:
     providers: dict[str, Any] = {
-        name: {"base_url": cast.url(name), "api_key": key} for name, key in KEYS.items()
+        name: {"base_url": cast.url(name), "api_key": KEYS[name]} for name in PROVIDERS
     }
     providers["hasty"]["timeouts"] = {"connect_s": SHORT_S, "first_token_s": SHORT_S}
     providers["restless"]["timeouts"] = {"idle_s": SHORT_S}
     providers["keyring"] = {"base_url": cast.url("keyring"), "api_keys": [*KEYRING]}
-    providers["dead"] = {"base_url": f"{dead_url()}/v1", "api_key": "sk-secret-of-dead"}
-    providers["unknown"] = {"base_url": "http://nowhere.invalid/v1", "api_key": "sk-secret-of-x"}
+    elsewhere = {
+        "dead": f"{dead_url()}/v1",
+        "unknown": "http://nowhere.invalid/v1",
+        # Both take a connection and never say a word of TLS.
+        "mute": silent,
+        "deaf": silent,
+    }
+    providers |= {name: {"base_url": url, "api_key": KEYS[name]} for name, url in elsewhere.items()}
+    providers["deaf"]["timeouts"] = {"connect_s": SHORT_S}
+    providers["keyless"] = {"base_url": cast.url("keyless"), "api_key": None}
     return {
         "providers": providers,
+        "models": {"either": {"targets": ["a/either", "b/either"]}},
+        "fallbacks": {"exactly-this": ["b/listed"], "glob-*": ["b/from-the-glob", "a/last"]},
         "breaker": {"failures": 1000},
         "retries": {
             "attempts": 2,
@@ -242,8 +254,10 @@ class Scene:
 def world(folder: Path, **changes: Any) -> Iterator[World]:
     """A proxy with that config over the usual one, and its providers."""
     tls = {"tls": self_signed().server}
-    with Cast(*PROVIDERS, greetings=GREETINGS, tls=tls) as cast:
-        with serving(folder, settings(cast) | changes) as proxy:
-            yield World(proxy, cast)
+    with Cast(*PROVIDERS, "keyless", greetings=GREETINGS, tls=tls) as cast:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
+            with serving(folder, settings(cast, url) | changes) as proxy:
+                yield World(proxy, cast)
         for name, upstream in cast.upstreams.items():
             assert upstream.failures == [], name
