@@ -208,7 +208,13 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--profiles", "--dir", type=Path, metavar="DIR")
     parser.add_argument("--draws", type=_count, default=1, help="repeat with seeds S, S+1, ...")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write eval.png, .txt, .json there")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write eval.png, eval.txt and eval.jsonl there; without --profiles, profiles that "
+        "`fit` or `profile` put there are used",
+    )
     parser.add_argument(
         "--prices", type=Path, metavar="FILE", help="JSON {model: [in, out]}, USD per million"
     )
@@ -633,6 +639,8 @@ def _eval(args: argparse.Namespace) -> int:
 
     data = _rows(args.data, "--data")
     models = _named(args.models, data)
+    if args.profiles is None and args.out is not None and any(args.out.glob("*.json")):
+        args.profiles = args.out
     if len(models) < 2:
         raise ScoringError(f"two models or more are needed, there is {', '.join(models) or 'none'}")
     lens, prices = _lens(args), _prices(args.prices)
@@ -701,7 +709,7 @@ def _say_runs(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     plot = args.plot
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "eval.json").write_text("\n".join(lines) + "\n")
+        (args.out / "eval.jsonl").write_text("\n".join(lines) + "\n")
         (args.out / "eval.txt").write_text(table + "\n")
         plot = plot or args.out / "eval.png"
     if plot is not None:
