@@ -36,7 +36,7 @@ from lunar_proxy.gateway import (
     compile_config,
     token_verifier,
 )
-from lunar_proxy.metrics import Metrics
+from lunar_proxy.metrics import Metrics, Snapshot, merge
 from lunar_proxy.pricing import Shelf, TokenCounter
 from lunar_proxy.pricing import load as load_prices
 from lunar_proxy.providers import demo
@@ -49,6 +49,7 @@ from lunar_proxy.servers import api
 from lunar_proxy.servers.admin import Admin
 from lunar_proxy.servers.door import Door, Doorway
 from lunar_proxy.servers.http import HttpDoor
+from lunar_proxy.servers.peers import Peers
 from lunar_proxy.stores import Store, open_store
 from lunar_proxy.stores.jwt import JwtVerifier
 from lunar_proxy.tasks import spawn
@@ -70,6 +71,17 @@ class Source:
     def load(self) -> Config:
         """Raises ConfigError."""
         return load(self.path, self.environ, overrides=self.overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one of several workers serves: sockets that are bound, the others, and a descriptor
+    that ends when the parent does."""
+
+    proxy: socket.socket
+    admin: socket.socket
+    peers: Peers
+    lifeline: int
 
 
 class Log:
@@ -115,8 +127,9 @@ class Log:
 class App:
     """One proxy process, from its config to its last connection."""
 
-    def __init__(self, source: Source, config: Config, log: Log) -> None:
+    def __init__(self, source: Source, config: Config, log: Log, seat: Seat | None = None) -> None:
         self.source = source
+        self.seat = seat
         self.config = config
         self.log = log
         self.stopping = asyncio.Event()
@@ -199,24 +212,41 @@ class App:
             admin = Admin(self)
             proxy, admin_server = await self._listen(doorway, admin)
             stack.push_async_callback(admin.close, admin_server)
+            if self.seat is not None:
+                await self._sit_down(self.seat, stack)
             self._watch_signals()
             _spare_the_collector()
             self.ready = True
-            started({"proxy": url_of(proxy), "admin": url_of(admin_server)})
+            started(
+                {
+                    "proxy": url_of(proxy.sockets[0]),
+                    "admin": url_of(admin_server.sockets[0]),
+                }
+            )
             await self.stopping.wait()
             await self._drain(proxy, http)
 
     async def _listen(
         self, doorway: Doorway, admin: Admin
     ) -> tuple[asyncio.Server, asyncio.Server]:
-        loop = asyncio.get_running_loop()
-        proxy = await loop.create_server(
-            lambda: Door(doorway), sock=bind(self.config.listen), backlog=BACKLOG
-        )
-        admin_server = await loop.create_server(
-            admin.protocol, sock=bind(self.config.admin.listen), backlog=BACKLOG
-        )
+        loop, seat = asyncio.get_running_loop(), self.seat
+        ours = seat.proxy if seat is not None else bind(self.config.listen)
+        proxy = await loop.create_server(lambda: Door(doorway), sock=ours, backlog=BACKLOG)
+        ours = seat.admin if seat is not None else bind(self.config.admin.listen)
+        admin_server = await loop.create_server(admin.protocol, sock=ours, backlog=BACKLOG)
         return proxy, admin_server
+
+    async def _sit_down(self, seat: Seat, stack: AsyncExitStack) -> None:
+        """Answer the other workers, and end when the parent does."""
+        commands = {"metrics": self.numbers, "reload": self._reload_on_signal}
+        stack.callback((await seat.peers.serve(commands)).close)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(seat.lifeline, self._orphaned)
+        stack.callback(loop.remove_reader, seat.lifeline)
+
+    def _orphaned(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.seat.lifeline)  # type: ignore[union-attr]
+        self.stopping.set()
 
     async def _drain(self, proxy: asyncio.Server, http: HttpDoor) -> None:
         """No new connections; what runs may finish, for `drain_s`."""
@@ -239,6 +269,32 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+
+    def numbers(self) -> Snapshot:
+        """The metrics of this process as they are now."""
+        gateway, metrics = self.gateway, self.metrics
+        states = gateway.health.snapshot()
+        metrics.targets(
+            {target: int(seen.state) for target, seen in states.items()},
+            degraded=[target for target, seen in states.items() if seen.key_refused],
+        )
+        metrics.inflight = gateway.inflight
+        metrics.config_generation = gateway.runtime.generation
+        metrics.store_degraded = self.store.degraded is not None
+        return metrics.snapshot()
+
+    async def all_numbers(self) -> Snapshot:
+        """The same, of all workers together."""
+        if self.seat is None:
+            return self.numbers()
+        return merge([self.numbers(), *await self.seat.peers.ask("metrics")])
+
+    async def reload_all(self) -> int:
+        """`reload`, here and then in the other workers."""
+        generation = self.reload()
+        if self.seat is not None:
+            await self.seat.peers.ask("reload")
+        return generation
 
     def _reload_on_signal(self) -> None:
         try:
@@ -306,12 +362,17 @@ def upstream_tls(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def bind(address: Address) -> socket.socket:
-    """A listening socket; SO_REUSEADDR, so that a restart need not wait for TIME_WAIT."""
+def bind(address: Address, *, shared_port: bool = False) -> socket.socket:
+    """A socket to listen on; SO_REUSEADDR, so that a restart need not wait for TIME_WAIT.
+
+    `shared_port`: others of this user may listen there too, and the kernel deals connections out.
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((address.host, address.port))
     except OSError:
         sock.close()
@@ -319,6 +380,6 @@ def bind(address: Address) -> socket.socket:
     return sock
 
 
-def url_of(server: asyncio.Server) -> str:
-    host, port = server.sockets[0].getsockname()[:2]
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -8,11 +8,15 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lunar_proxy.config import Config, ConfigError
+from lunar_proxy.config import Address, Config, ConfigError
 from lunar_proxy.core.errors import ProxyError
+
+if TYPE_CHECKING:
+    from lunar_proxy.app import Seat, Source
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,23 +52,69 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     _configure_logging(config)
+    if config.workers > 1:
+        return _exit_code(lambda: _supervise(source, config))
+    return _exit_code(lambda: _work(source, config))
+
+
+def _exit_code(serve: Callable[[], int]) -> int:
     try:
-        _runner()(_serve(source, config))
+        return serve()
     except ConfigError as error:  # what only showed when it was used: a key file, an extra
         print(error, file=sys.stderr)
         return 2
     except (OSError, ProxyError) as error:
         print(f"lunar-proxy: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
+
+
+def _work(source: Source, config: Config, seat: Seat | None = None, started: Any = None) -> int:
+    _runner()(_serve(source, config, seat, started or _announce))
     return 0
 
 
-async def _serve(source: Any, config: Config) -> None:
+async def _serve(source: Source, config: Config, seat: Seat | None, started: Any) -> None:
     from lunar_proxy.app import App, Log
 
     log = Log(sys.stderr.buffer.write if config.logging.format == "json" else _write_text)
     log.enabled = config.logging.level in ("debug", "info")
-    await App(source, config, log).run(_announce)
+    await App(source, config, log, seat).run(started)
+
+
+def _supervise(source: Source, config: Config) -> int:
+    """Bind once, then serve in several processes."""
+    from lunar_proxy.app import Seat, bind, url_of
+    from lunar_proxy.servers.peers import Peers
+
+    from .workers import Place, Supervisor
+
+    dealt_out = sys.platform == "linux"
+    proxy, admin = bind(config.listen), bind(config.admin.listen)
+    host, port = proxy.getsockname()[:2]
+    listen = Address(host, port, config.listen.text)
+    if dealt_out:  # it was bound alone first, so that a second proxy on this port is an error
+        proxy.close()
+        proxy = bind(listen, shared_port=True)
+
+    def work(place: Place) -> int:
+        ours = bind(listen, shared_port=True) if dealt_out else proxy
+        peers = Peers(place.folder, place.slot, config.workers)
+        seat = Seat(ours, admin, peers, place.lifeline)
+        current = _as_of_now(source, config)
+        return _exit_code(lambda: _work(source, current, seat, lambda _: place.ready()))
+
+    urls = {"proxy": url_of(proxy), "admin": url_of(admin)}
+    return Supervisor(config.workers, config.drain_s, work).run(lambda: _announce(urls))
+
+
+def _as_of_now(source: Source, first: Config) -> Config:
+    """What a worker that is started again serves by: the file as it is now, unless it is broken,
+    but for what stays as it was until a restart of them all."""
+    try:
+        now = source.load()
+    except ConfigError:
+        return first
+    return now.model_copy(update={"store": first.store, "workers": first.workers})
 
 
 def _announce(urls: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.policy import AuthFailures
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.gateway import Gateway
-from lunar_proxy.metrics import Metrics, render
+from lunar_proxy.metrics import Snapshot, render
 from lunar_proxy.stores import Store
 
 from .admin_keys import KeyDesk
@@ -39,11 +39,12 @@ class Process(Protocol):
 
     config: Config
     gateway: Gateway
-    metrics: Metrics
     store: Store
     ready: bool
 
-    def reload(self) -> int: ...
+    async def all_numbers(self) -> Snapshot: ...
+
+    async def reload_all(self) -> int: ...
 
 
 class Admin:
@@ -110,16 +111,8 @@ class Admin:
         )
 
     async def _metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        process = self._process
-        states = process.gateway.health.snapshot()
-        process.metrics.targets(
-            {target: int(seen.state) for target, seen in states.items()},
-            degraded=[target for target, seen in states.items() if seen.key_refused],
-        )
-        process.metrics.inflight = process.gateway.inflight
-        process.metrics.config_generation = process.gateway.runtime.generation
-        process.metrics.store_degraded = process.store.degraded is not None
-        body, content_type = render(process.metrics.snapshot(), request.headers.get("accept", ""))
+        numbers = await self._process.all_numbers()
+        body, content_type = render(numbers, request.headers.get("accept", ""))
         return web.Response(body=body, headers={"content-type": content_type})
 
     async def _health(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -140,7 +133,7 @@ class Admin:
 
     async def _reload(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            generation = self._process.reload()
+            generation = await self._process.reload_all()
         except ConfigError as error:
             raise InvalidRequest(f"nothing was changed: {error}", code="bad_config") from None
         return _json({"status": "reloaded", "generation": generation})
