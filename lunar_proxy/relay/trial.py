@@ -52,6 +52,7 @@ class Trial:
 
     __slots__ = (
         "_account",
+        "_connected",
         "_doc",
         "_key",
         "_resumed",
@@ -65,7 +66,6 @@ class Trial:
         "meter",
         "model_id",
         "own_key",
-        "phase",
         "reply",
         "started",
         "target",
@@ -90,7 +90,7 @@ class Trial:
         self.own_key = own_key  # the caller's, where it was sent for this provider
         self.keep_text = keep_text
         self.started = engine.now()
-        self.phase = Phase.CONNECT
+        self._connected = False
         self.calls = 0
         self.reply: Reply | None = None
         self.usage_asked = False
@@ -104,6 +104,15 @@ class Trial:
         self._resumed = resumed
         self._translation: Translation | None = None
         self._doc: Any = None  # the whole JSON answer, parsed
+
+    @property
+    def phase(self) -> Phase:
+        """What it waits for, until its reply is decided."""
+        if not self._connected or self.reply is None:
+            return Phase.CONNECT
+        if not self.reply.status:
+            return Phase.HEADERS
+        return Phase.FIRST_TOKEN if self.call.stream else Phase.BODY
 
     async def run(self) -> None:
         """Until content is there; raises ProxyError when it will not come."""
@@ -172,7 +181,7 @@ class Trial:
 
     async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
         self.close()
-        self.phase = Phase.CONNECT
+        self._connected = False
         line = await self._dial(request.origin, fresh=fresh)
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
@@ -187,7 +196,7 @@ class Trial:
             self._translation,
         )
         reply.link = line
-        self.phase = Phase.FIRST_TOKEN if self.call.stream else Phase.HEADERS
+        self._connected = True
         if self._upload is None:
             line.ask(request, reply)
         else:
