@@ -72,9 +72,7 @@ class Carrier:
                 step = self._after(error)
         finally:
             if self._trial is not None:
-                if self.exchange.committed:
-                    self._trial.fix_figures()
-                self._trial.close()
+                self._trial.end(counted=self.exchange.committed)
 
     @property
     def meter(self) -> Meter | None:

@@ -143,12 +143,23 @@ class Trial:
         if self.reply is not None:
             self.reply.close()
 
+    def end(self, *, counted: bool) -> None:
+        """For good: the connection first, since counting a long text takes a while."""
+        reply = self.reply
+        if reply is not None:
+            stream = reply.stream
+            reply.close()
+            if counted and stream is not None:
+                self._fix_by(stream)
+
     def fix_figures(self) -> None:
         """What a stream used, known or counted, however it ended."""
-        reply = self.reply
-        if reply is not None and reply.stream is not None and reply.stream.started:
-            usage = reply.stream.usage
-            self.meter.fix(usage, () if usage else reply.stream.text())
+        if self.reply is not None and self.reply.stream is not None:
+            self._fix_by(self.reply.stream)
+
+    def _fix_by(self, stream: Stream) -> None:
+        if stream.started:
+            self.meter.fix(stream.usage, () if stream.usage else stream.text())
 
     def fix_prompt(self) -> None:
         """The prompt was sent and the answer not awaited: it is billed all the same."""

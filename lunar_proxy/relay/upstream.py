@@ -40,6 +40,11 @@ IDLE_S = 50.0
 MAX_IDLE = 512
 
 
+# libuv reads up to 32 times from one socket before anyone else gets a turn, and what we write goes
+# out, or tells us to wait, only then. After this much from one provider the loop turns once.
+BURST = 256 * 1024
+
+
 class Stale(NoAnswer):
     """A reused connection was already closed at the other end; see rule 3."""
 
@@ -62,10 +67,13 @@ class Connection(asyncio.Protocol):
     """One connection to a provider, idle in the pool or busy with one receiver."""
 
     __slots__ = (
+        "_breathing",
+        "_burst",
         "_drained",
         "_head",
         "_head_size",
         "_headers",
+        "_held",
         "_informational",
         "_keep_alive",
         "_no_body",
@@ -101,6 +109,9 @@ class Connection(asyncio.Protocol):
         self._no_body = False
         self._to_eof = False
         self._sending = False
+        self._held = False  # the client asked us to wait
+        self._burst = 0
+        self._breathing = False
 
     # --- for the caller -----------------------------------------------------------------------
 
@@ -150,12 +161,26 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def pause(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._held = True
+        if self.usable:
+            cast(asyncio.Transport, self._transport).pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._held = False
+        if self.usable and not self._breathing:
+            cast(asyncio.Transport, self._transport).resume_reading()
+
+    def _breathe(self) -> None:
+        """Let the loop turn before more is read: see BURST."""
+        if self.usable:
+            self._breathing = True
+            cast(asyncio.Transport, self._transport).pause_reading()
+            asyncio.get_running_loop().call_soon(self._breathed)
+
+    def _breathed(self) -> None:
+        self._burst, self._breathing = 0, False
+        if self.usable and not self._held:
+            cast(asyncio.Transport, self._transport).resume_reading()
 
     @property
     def usable(self) -> bool:
@@ -183,6 +208,9 @@ class Connection(asyncio.Protocol):
             self._fail(BadAnswer("the provider switched protocols unasked"))
         except httptools.HttpParserError:
             self._fail(BadAnswer("the provider's answer is not valid HTTP"))
+        self._burst += len(data)
+        if self._burst > BURST:
+            self._breathe()
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself; connection_lost tells the rest
