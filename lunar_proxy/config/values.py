@@ -287,7 +287,7 @@ class InterceptHost:
         return f"{self.host}={self.provider}" if self.provider else self.host
 
 
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
 def _intercept_host(value: Any) -> InterceptHost:
@@ -295,7 +295,7 @@ def _intercept_host(value: Any) -> InterceptHost:
         return value
     host, _, provider = value.partition("=") if isinstance(value, str) else ("", "", "")
     if not _HOST.fullmatch(host) or (not provider and "=" in str(value)):
-        raise ValueError("must be HOST or HOST=PROVIDER, without scheme and port")
+        raise ValueError("must be HOST or HOST=PROVIDER (HOST: a name, *.NAME or address)")
     return InterceptHost(host.lower(), provider or None)
 
 

@@ -8,16 +8,14 @@ a second answer of the name server (DNS rebinding) is never asked for.
 
 from __future__ import annotations
 
-import binascii
 import ipaddress
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from .errors import ConnectFailed, Forbidden, InvalidRequest, ProxyError, Unauthorized
-from .model import Headers
+from .errors import ConnectFailed, Forbidden, InvalidRequest, ProxyError
 
 # The longest name the domain system can hold, and its longest label (RFC 1035 2.3.4).
 _MAX_NAME, _MAX_LABEL = 253, 63
@@ -261,44 +259,6 @@ def _glob(host: str) -> re.Pattern[str]:
     return re.compile(re.escape(host.lower()).replace(r"\*", ".*"))
 
 
-# --- who asks ---------------------------------------------------------------------------------
-
-
-class ProxyAuthRequired(Unauthorized):
-    """A proxy asks for credentials with a status and a header of its own (RFC 9110 15.5.8)."""
-
-    status, code = 407, "proxy_authentication_required"
-
-    def __init__(self, message: str) -> None:
-        challenge = 'Basic realm="lunar-proxy", charset="UTF-8"'
-        super().__init__(message, headers=(("proxy-authenticate", challenge),))
-
-
-def proxy_credentials(headers: Headers) -> tuple[str, ...]:
-    """What may be a key of ours in Proxy-Authorization, most likely first.
-
-    `HTTPS_PROXY=http://KEY@host`, `http://KEY:@host` and `http://name:KEY@host` all arrive as
-    Basic credentials (RFC 7617); `Bearer KEY` is read as well.
-    """
-    for name, value in headers:
-        if name == b"proxy-authorization":
-            scheme, _, rest = value.decode("latin-1").strip().partition(" ")
-            return _credentials(scheme.lower(), rest.strip())
-    return ()
-
-
-def _credentials(scheme: str, text: str) -> tuple[str, ...]:
-    if scheme == "bearer":
-        return (text,) if text else ()
-    if scheme != "basic":
-        return ()
-    try:
-        user, _, password = b64decode(text, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return ()
-    return tuple(part for part in (password, user) if part)
-
-
 # --- a parent proxy ---------------------------------------------------------------------------
 
 
@@ -324,6 +284,29 @@ def parse_parent(url: str) -> Parent:
         return Parent(host, port)
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return Parent(host, port, b"Basic " + b64encode(pair.encode()))
+
+
+Listener = tuple[str, int]
+
+
+def is_self(peer: str, near: str, port: int, listeners: Sequence[Listener]) -> bool:
+    """Whether a connection from `near` to `peer`:`port` ends at one of our own listeners.
+
+    Told by the connected socket, because a wildcard listener has more addresses than it names: a
+    connection within this machine has one address at both ends, or a loopback one at the far end.
+    """
+    there, here = _ip(peer), _ip(near)
+    within = there == here or there.is_loopback
+    for host, bound in listeners:
+        at = _ip(host)
+        if bound == port and (there == at or (within and at.is_unspecified)):
+            return True
+    return False
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    ip = ipaddress.ip_address(text)
+    return ip if isinstance(ip, ipaddress.IPv4Address) else ip.ipv4_mapped or ip
 
 
 def through_parent(host: str) -> bool:

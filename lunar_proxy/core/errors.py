@@ -77,6 +77,16 @@ class Unauthorized(ProxyError):
     status, type, code, blame = 401, "authentication_error", "authentication_error", Blame.CLIENT
 
 
+class ProxyAuthRequired(Unauthorized):
+    """A proxy asks for credentials with a status and a header of its own (RFC 9110 15.5.8)."""
+
+    status, code = 407, "proxy_authentication_required"
+
+    def __init__(self, message: str) -> None:
+        challenge = 'Basic realm="lunar-proxy", charset="UTF-8"'
+        super().__init__(message, headers=(("proxy-authenticate", challenge),))
+
+
 class Forbidden(ProxyError):
     status, type, code, blame = 403, "permission_error", "permission_error", Blame.CLIENT
 
@@ -103,6 +113,12 @@ class LimitExceeded(ProxyError):
 class BudgetExceeded(LimitExceeded):
     status, type, code, blame = 429, "budget_exceeded", "budget_exceeded", Blame.CLIENT
     limit = "budget"
+
+
+class NotCovered(ProxyError):
+    """A host is to be opened (HTTPS_PROXY) that our CA was not made for."""
+
+    status, code = 502, "ca_name_constraint"
 
 
 # --- no answer from a provider ----------------------------------------------------------------

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lunar_proxy.core.connect import is_address
-from lunar_proxy.core.errors import ProxyError
+from lunar_proxy.core.errors import NotCovered
 from lunar_proxy.tasks import spawn
 
 if TYPE_CHECKING:
@@ -49,12 +49,6 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 class CaError(Exception):
     """The CA is missing, broken or in the way; the text is for the operator."""
-
-
-class NotCovered(ProxyError):
-    """The CA was made for other hosts than this."""
-
-    status, code = 502, "ca_name_constraint"
 
 
 # --- making and loading a CA ------------------------------------------------------------------

@@ -20,20 +20,20 @@ from lunar_proxy.core.connect import (
     Authority,
     Intercept,
     Policy,
-    ProxyAuthRequired,
     Refuse,
     Tunnel,
     decide,
     is_address,
     parse_authority,
 )
-from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
+from lunar_proxy.core.errors import Forbidden, ProxyAuthRequired, ProxyError, Unauthorized
 from lunar_proxy.core.model import Headers, Identity
+from lunar_proxy.relay.landing import Landing
 from lunar_proxy.tasks import spawn
 
 from . import tunnel
 from .certs import LeafStore
-from .dial import Dialer, Landing
+from .dial import Dialer
 from .intercept import HandshakeFailed, goodbye, hand_over, unwrap
 
 logger = logging.getLogger(__name__)

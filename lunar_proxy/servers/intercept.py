@@ -22,8 +22,7 @@ from lunar_proxy.core.client_hello import (
     fatal_alert,
     objection,
 )
-
-from .dial import Connected, Landing
+from lunar_proxy.relay.landing import Connected, Landing
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ import asyncio
 from collections.abc import Callable
 
 from lunar_proxy.core.client_hello import Hello, HelloReader, Malformed
-
-from .dial import Landing
+from lunar_proxy.relay.landing import Landing
 
 # Above this much unsent data the other side stops reading. A read brings up to 256 KiB at once, so
 # less would stop and start at every read; more only fills memory.

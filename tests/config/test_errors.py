@@ -133,7 +133,7 @@ SHAPES = {
     ),
     "host with port": (
         "intercept: {hosts: ['a:443']}\n",
-        ["1: intercept.hosts[0]: must be HOST or HOST=PROVIDER, without scheme and port"],
+        ["1: intercept.hosts[0]: must be HOST or HOST=PROVIDER (HOST: a name, *.NAME or address)"],
     ),
     "key that is not a word": (
         'fallbacks:\n  "gpt-4.1": []\n',

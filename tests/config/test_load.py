@@ -198,15 +198,15 @@ def test_limits_become_those_of_the_core(file: Path) -> None:
 def test_intercept_hosts_and_tunnel_print_as_they_were_written(file: Path) -> None:
     config = read(
         file,
-        "intercept: {hosts: [LLM.example, b.example=openai], tunnel: ['*.ok.example']}\n",
+        "intercept: {hosts: [LLM.example, '*.b.example=openai'], tunnel: ['*.ok.example']}\n",
     )
     assert [(h.host, h.provider) for h in config.intercept.hosts] == [
         ("llm.example", None),
-        ("b.example", "openai"),
+        ("*.b.example", "openai"),
     ]
     shown = resolved(config)["intercept"]
     assert (shown["hosts"], shown["tunnel"]) == (
-        ["llm.example", "b.example=openai"],
+        ["llm.example", "*.b.example=openai"],
         ["*.ok.example"],
     )
     assert resolved(read(file, "intercept: {tunnel: none}\n"))["intercept"]["tunnel"] == "none"

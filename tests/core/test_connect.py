@@ -21,7 +21,6 @@ from lunar_proxy.core.connect import (
     is_private,
     parse_authority,
     parse_parent,
-    proxy_credentials,
     through_parent,
 )
 from lunar_proxy.core.errors import ConnectFailed, InvalidRequest
@@ -231,39 +230,12 @@ def test_names_inside_are_checked_only_where_not_every_host_may_pass() -> None:
     assert decide(target, Policy(tunnel=("*.example",))) == Tunnel(target, check_name=True)
 
 
-def _basic(pair: bytes) -> bytes:
-    return b"Basic " + b64encode(pair)
-
-
-CREDENTIALS: dict[bytes, tuple[str, ...]] = {
-    _basic(b"name:pk_live_x"): ("pk_live_x", "name"),
-    _basic(b"pk_live_x:"): ("pk_live_x",),
-    _basic(b"pk_live_x"): ("pk_live_x",),
-    b"basic  " + b64encode(b":k"): ("k",),
-    b"Bearer pk_live_x": ("pk_live_x",),
-    b"Bearer": (),
-    b"Basic !!!": (),
-    b"Basic /w==": (),
-    b"Digest x": (),
-    b"": (),
-}
-
-
-@pytest.mark.parametrize(("value", "expected"), CREDENTIALS.items())
-def test_reads_proxy_credentials(value: bytes, expected: tuple[str, ...]) -> None:
-    assert proxy_credentials(((b"host", b"h"), (b"proxy-authorization", value))) == expected
-
-
-def test_no_credentials_without_the_header() -> None:
-    assert proxy_credentials(((b"authorization", b"Bearer pk_live_x"),)) == ()
-
-
 def test_a_parent_proxy_is_asked_with_its_credentials() -> None:
     parent = parse_parent("http://me:p%40ss@proxy.corp:3128")
     assert (parent.host, parent.port) == ("proxy.corp", 3128)
     assert connect_request(Authority("::1", 443), parent) == (
         b"CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\nProxy-Authorization: %b\r\n\r\n"
-        % _basic(b"me:p@ss")
+        % (b"Basic " + b64encode(b"me:p@ss"))
     )
     assert "ss" not in repr(parent).lower()
 

@@ -14,11 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from lunar_proxy.core.errors import NotCovered
 from lunar_proxy.servers.certs import (
     Ca,
     CaError,
     LeafStore,
-    NotCovered,
     find_ca,
     init_ca,
     load_ca,

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.core.connect import Authority, Policy, parse_parent
+from lunar_proxy.core.connect import Authority, Listener, Policy, is_self, parse_parent
 from lunar_proxy.core.errors import ConnectFailed, ConnectTimeout, Forbidden, ProxyError
-from lunar_proxy.servers.dial import Dialer, Listener, Resolve, is_self, open_through
+from lunar_proxy.relay.landing import Resolve, open_through
+from lunar_proxy.servers.dial import Dialer
 from lunar_proxy.servers.forward import Forward
 from tests.servers.connecting import connect, echo, established, peer, proxy, render
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from lunar_proxy.core.connect import Authority, HostTable, Policy, host_table, proxy_credentials
+from lunar_proxy.core.connect import Authority, HostTable, Policy, host_table
 from lunar_proxy.core.errors import Unauthorized
+from lunar_proxy.core.headers import get
+from lunar_proxy.core.identity import proxy_credential
 from lunar_proxy.core.model import Headers, Identity
 from lunar_proxy.servers.certs import Ca, LeafStore, init_ca
 from lunar_proxy.servers.dial import Dialer
@@ -89,10 +91,10 @@ async def make_bench(
         return server()
 
     async def credentials(headers: Headers) -> Identity | None:
-        match proxy_credentials(headers):
-            case ("pk_live_good", *_):
+        match proxy_credential(get(headers, b"proxy-authorization")).key:
+            case "pk_live_good":
                 return Identity("id", "team-a")
-            case ():
+            case None:
                 return None
             case _:
                 raise Unauthorized("this key is not known")
