@@ -18,15 +18,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from lunar_proxy._version import __version__
-from lunar_proxy.config import Address, Config, ConfigError, load
+from lunar_proxy.config import Address, Config, ConfigError, load, providers
+from lunar_proxy.core.attachment import Attachment
+from lunar_proxy.core.connect import Authority, Listener, Parent, Policy, parse_parent
 from lunar_proxy.core.script import Step
 from lunar_proxy.gateway import (
     Callers,
@@ -45,9 +48,13 @@ from lunar_proxy.relay.carry import Line
 from lunar_proxy.relay.fetch import fetch
 from lunar_proxy.relay.inprocess import Script
 from lunar_proxy.relay.upstream import Pool
-from lunar_proxy.servers import api
+from lunar_proxy.servers import api, hosts
 from lunar_proxy.servers.admin import Admin
+from lunar_proxy.servers.bounds import last_answer
+from lunar_proxy.servers.certs import Ca, CaError, LeafStore, find_ca
+from lunar_proxy.servers.dial import Dialer
 from lunar_proxy.servers.door import Door, Doorway
+from lunar_proxy.servers.forward import Forward, Intercepted
 from lunar_proxy.servers.http import HttpDoor
 from lunar_proxy.servers.peers import Peers
 from lunar_proxy.stores import Store, open_store
@@ -133,7 +140,9 @@ class App:
         self.config = config
         self.log = log
         self.stopping = asyncio.Event()
-        self.pool = Pool(time.monotonic, upstream_tls(config))
+        self.listeners: list[Listener] = []
+        self.pool = Pool(time.monotonic, upstream_tls(config), lambda: self.listeners)
+        self.pool.go_through(parent_of(config))
         self.store = _store_of(config)
         self.shelves: Mapping[str, Shelf] = load_prices()
         runtime = self._compile(config, generation=1)
@@ -141,6 +150,9 @@ class App:
         self.verifier = self._verifier(config)
         self.gateway = Gateway(self._ports(), runtime, self._callers(config))
         self.doors: set[Door] = set()
+        self.ca = find(config)
+        self.exposed = not config.listen.loopback  # a reload binds nothing anew
+        self.forward: Forward | None = None
         self.ready = False
 
     # --- made of parts ----------------------------------------------------------------------------
@@ -201,6 +213,8 @@ class App:
                 api.routes(self.gateway),
                 time.monotonic,
                 self._max_body(),
+                is_provider=lambda authority: self.gateway.knows(authority),
+                is_here=self._is_here,
             )
             doorway = Doorway(
                 serve=self.gateway.serve,
@@ -209,8 +223,12 @@ class App:
                 max_body=self._max_body(),
                 doors=self.doors,
             )
+            self.forward = forward = self._forward(doorway, http)
+            stack.callback(forward.close)
+            doorway = replace(doorway, connect=forward.connect)
             admin = Admin(self)
             proxy, admin_server = await self._listen(doorway, admin)
+            self.listeners += [sock.getsockname()[:2] for sock in proxy.sockets]
             stack.push_async_callback(admin.close, admin_server)
             if self.seat is not None:
                 await self._sit_down(self.seat, stack)
@@ -225,6 +243,55 @@ class App:
             )
             await self.stopping.wait()
             await self._drain(proxy, http)
+
+    def _forward(self, doorway: Doorway, http: HttpDoor) -> Forward:
+        """CONNECT; what it opens meets the same two doors, which then know whom it was for."""
+
+        def opened(seen: Intercepted) -> Door:
+            via = Attachment(seen.authority, seen.tls, seen.proxy_authorization)
+            hand_over = partial(http.hand_over, via=via)
+            return Door(replace(doorway, hand_over=hand_over, via=via))
+
+        return Forward(
+            self._policy(self.config),
+            make_protocol=opened,
+            render=last_answer,
+            leaves=self._leaves(),
+            dialer=self._dialer(self.config),
+            authenticate=lambda said, address: self.gateway.callers.of_proxy(said, address),
+        )
+
+    def _policy(self, config: Config) -> Policy:
+        found = providers(config, self.source.environ)
+        policy = hosts.policy(config, found, has_ca=self.ca is not None)
+        policy = replace(policy, exposed=self.exposed)
+        if config.intercept.enabled and self.ca is None:
+            logger.warning(
+                "nothing is intercepted: there is no CA in %s (`lunar-proxy ca init`)",
+                config.intercept.ca_dir,
+            )
+        missing = [p for p in policy.intercept.patterns if self.ca and not self.ca.covers(p)]
+        if missing:
+            logger.warning(
+                "the CA is not for %s, so these fail: `lunar-proxy ca init --force` makes another",
+                ", ".join(missing),
+            )
+        return policy
+
+    def _leaves(self) -> LeafStore | None:
+        return LeafStore(self.ca, now=time.time) if self.ca is not None else None  # noqa: TID251
+
+    def _dialer(self, config: Config) -> Dialer:
+        return Dialer(
+            exposed=self.exposed,
+            parent=parent_of(config),
+            listeners=lambda: self.listeners,
+            connect_s=config.timeouts.connect_s,
+        )
+
+    def _is_here(self, authority: Authority) -> bool:
+        """Whether a request in absolute form asks for us, as any server may be asked."""
+        return (authority.host, authority.port) in self.listeners
 
     async def _listen(
         self, doorway: Doorway, admin: Admin
@@ -312,14 +379,42 @@ class App:
         runtime = self._compile(config, self.gateway.runtime.generation + 1)
         tls = upstream_tls(config)
         verifier = self._verifier(config, self.verifier)
+        ca = find(config)
         self.config, self.verifier = config, verifier
         if tls is not None or config.upstream_ca != self.gateway.runtime.config.upstream_ca:
             self.pool.trust(tls or ssl.create_default_context())
+        self.pool.go_through(parent_of(config))
         self.gateway.use(runtime, self._callers(config))
         self._read_issuer_keys()
+        self._use_forward(config, ca)
         self.metrics.reload(runtime.known)
         logger.info("config reloaded, generation %d", runtime.generation)
         return runtime.generation
+
+    def _use_forward(self, config: Config, ca: Ca | None) -> None:
+        """What is open stays open; the next CONNECT meets the new rules."""
+        forward = self.forward
+        before, self.ca = self.ca, ca
+        if forward is None:
+            return
+        if ca is None or before is None or ca.pem != before.pem:
+            forward.leaves = self._leaves()
+        forward.policy = self._policy(config)
+        forward.dialer = self._dialer(config)
+
+
+def find(config: Config) -> Ca | None:
+    """The CA to open connections with. Raises ConfigError when it is there and of no use."""
+    if not config.intercept.enabled:
+        return None
+    try:
+        return find_ca(config.intercept.ca_dir.expanduser())
+    except CaError as error:
+        raise ConfigError([f"intercept.ca_dir: {error}"]) from error
+
+
+def parent_of(config: Config) -> Parent | None:
+    return parse_parent(config.upstream_proxy.reveal()) if config.upstream_proxy else None
 
 
 def _spare_the_collector() -> None:

@@ -431,7 +431,7 @@ class Intercept(Model):
     )
     hosts: tuple[InterceptHostText, ...] = Field(
         default=(),
-        description="More hosts to open besides the providers' own: HOST or HOST=PROVIDER; also *.NAME.",
+        description="Hosts to open besides the providers' own: HOST or HOST=PROVIDER, or *.NAME.",
     )
     tunnel: Tunnel = Field(
         default=("*",),

@@ -44,11 +44,33 @@ def parse_authority(raw: bytes) -> Authority:
     text = raw.decode("latin-1")
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 0 < int(port) < 65_536:
-        raise InvalidRequest("CONNECT needs HOST:PORT", code="invalid_authority")
+        raise InvalidRequest("the target needs HOST:PORT", code="invalid_authority")
     name = _ipv6(host) if host.startswith("[") else canonical_host(host)
     if name is None:
-        raise InvalidRequest("CONNECT names no valid host", code="invalid_authority")
+        raise InvalidRequest("the target names no valid host", code="invalid_authority")
     return Authority(name, int(port))
+
+
+def parse_absolute(raw: bytes) -> tuple[bool, Authority, bytes]:
+    """Read the target of a request in absolute form (RFC 9112 3.2.2): whether it is https, whose it
+    is, and its origin form.
+    """
+    match = _ABSOLUTE.fullmatch(raw)
+    if match is None:
+        raise InvalidRequest("the request target is not valid", code="invalid_authority")
+    secure = match["scheme"].lower() == b"https"
+    default = b":443" if secure else b":80"
+    port = match["port"] if len(match["port"] or b":") > 1 else default
+    rest = match["rest"] or b"/"
+    target = rest if rest.startswith(b"/") else b"/" + rest
+    return secure, parse_authority(match["host"] + port), target
+
+
+_ABSOLUTE = re.compile(
+    rb"(?P<scheme>https?)://(?P<host>[^/?#@:\[\]]+|\[[^/?#@\[\]]+\])(?P<port>:[0-9]*)?"
+    rb"(?P<rest>[/?][^#]*)?",
+    re.IGNORECASE,
+)
 
 
 def canonical_host(text: str) -> str | None:
@@ -141,7 +163,7 @@ class HostTable:
     entries: tuple[HostEntry, ...] = ()
 
     def find(self, authority: Authority) -> HostEntry | None:
-        matches = [entry for entry in self.entries if _covers(entry.pattern, authority.host)]
+        matches = [entry for entry in self.entries if covers(entry.pattern, authority.host)]
         exact = [entry for entry in matches if entry.port in (None, authority.port)]
         return next(iter(exact or matches), None)
 
@@ -182,7 +204,7 @@ def host_pattern(host: str) -> str | None:
     return star + clean if clean else None
 
 
-def _covers(pattern: str, host: str) -> bool:
+def covers(pattern: str, host: str) -> bool:
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
 

@@ -89,6 +89,12 @@ def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     return _without_local(kept, headers)
 
 
+def untouched(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """All but what belongs to one connection (RFC 9110 7.6.1), for what only passes through."""
+    local = HOP_BY_HOP | connection_tokens(headers) | {b"content-length", b"alt-svc"}
+    return [pair for pair in headers if pair[0] not in local]
+
+
 def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """`name: value` lines, each with its CRLF (RFC 9112 2.1)."""
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
+from .attachment import Attachment
 from .errors import InvalidRequest
 from .model import Annotate, Call, Headers, Identity
 
@@ -39,6 +40,7 @@ class Incoming:
     client: str
     accepted_at: float
     uploading: bool = False
+    via: Attachment | None = None  # it was sent to a provider's host, not to ours
 
 
 _ENDPOINTS = {f"/v1/{name}".encode(): name for name in MODEL_ENDPOINTS}
@@ -52,15 +54,18 @@ def read_call(
     identity: Identity | None = None,
     own_key: bytes | None = None,
     form_model: str = "",
+    path_model: str = "",
+    via: str | None = None,
 ) -> Call:
     """The call that `incoming` makes, under the id it was given. Raises InvalidRequest.
 
-    `identity` and `own_key` are who it comes from; `form_model` is the model of a multipart form.
+    `identity` and `own_key` are who it comes from; `form_model` is the model of a multipart form,
+    `path_model` one that the path named, which goes before any other. `via`: see `Call`.
     """
     endpoint = endpoint_of(incoming.path)
     doc = _document(incoming, endpoint)
     if endpoint in MODEL_ENDPOINTS and incoming.method == b"POST":
-        _check_types(doc or {}, endpoint)
+        _check_types({"model": path_model or None, **(doc or {})}, endpoint)
     doc_model = (doc or {}).get("model")
     return Call(
         id=id,
@@ -71,7 +76,7 @@ def read_call(
         body=incoming.body,
         doc=doc,
         endpoint=endpoint,
-        model=doc_model if isinstance(doc_model, str) else form_model,
+        model=path_model or (doc_model if isinstance(doc_model, str) else form_model),
         stream=bool(doc and doc.get("stream") is True),
         annotate=_annotate(incoming.fields, annotate),
         include_usage=_include_usage(doc) if doc and "stream_options" in doc else None,
@@ -79,6 +84,7 @@ def read_call(
         client=incoming.client,
         identity=identity,
         own_key=own_key,
+        via=via,
     )
 
 

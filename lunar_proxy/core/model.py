@@ -68,6 +68,7 @@ class Call(NamedTuple):
     client: str  # the peer's address
     identity: Identity | None = None
     own_key: bytes | None = None  # the caller's own provider key
+    via: str | None = None  # the provider whose host was addressed, not ours (HTTPS_PROXY)
 
     def __repr__(self) -> str:
         """Short, and without the headers and the body, which no log should hold."""

@@ -73,6 +73,9 @@ class Asked(NamedTuple):
     provider: str | None = None
     own_key: bool = False  # the caller brought a provider key
     fallbacks: Sequence[str] | None = None  # None: the config's
+    # The provider whose host was asked, as far as the caller knows (HTTPS_PROXY): the model is one
+    # of its own names, slashes and all, unless the config gives it a meaning.
+    host: str | None = None
 
 
 def plan(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
@@ -98,10 +101,12 @@ def plan(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
 
 def resolve(asked: Asked, catalogue: Catalogue, facts: Facts) -> list[Target]:
     """The targets one name stands for, best first. Raises ModelNotFound or InvalidRequest."""
+    alias = catalogue.aliases.get(asked.model)
+    if asked.host is not None and alias is None:
+        return [_forced(_named(asked, asked.host, asked.model), catalogue)]
     asked = with_provider(asked, catalogue)
     if asked.provider is not None:
         return [_forced(asked, catalogue)]
-    alias = catalogue.aliases.get(asked.model)
     if alias is not None:
         return _unique(_alias(asked, alias, catalogue, facts, seen=frozenset({asked.model})))
     return _bare(asked, catalogue, facts)

@@ -10,7 +10,7 @@ from lunar_proxy.config import Config
 from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, Unauthorized
-from lunar_proxy.core.identity import Credential, credential
+from lunar_proxy.core.identity import Credential, credential, proxy_credential
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
 from lunar_proxy.core.model import Call, Headers, Identity, Target, Usage
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
@@ -35,6 +35,7 @@ class Verifier(Protocol):
 class Caller(NamedTuple):
     identity: Identity | None
     own_key: bytes | None
+    keyed: bool = False  # the request itself carries a credential of ours
 
 
 class Callers:
@@ -53,17 +54,31 @@ class Callers:
         """The keys under `auth.keys`, for an administrator."""
         return self._keyring.configured()
 
-    async def of(self, headers: Headers, address: str) -> Caller:
-        """Raises Unauthorized, or LimitExceeded for an address that failed too often."""
+    async def of(
+        self, headers: Headers, address: str, proxy_authorization: bytes | None = None
+    ) -> Caller:
+        """Raises Unauthorized, or LimitExceeded for an address that failed too often.
+
+        `proxy_authorization` counts where the request says nothing itself: it came with the
+        CONNECT, and is looked at again for every request, since a key may be revoked meanwhile.
+        """
+        tokens = self._verifier is not None
         try:
-            return await self._of(credential(headers, tokens=self._verifier is not None))
+            found = credential(headers, tokens=tokens)
+            if not found.anonymous:
+                return (await self._of(found))._replace(keyed=True)
+            said = proxy_credential(proxy_authorization, tokens=tokens)
+            return (await self._of(said))._replace(own_key=found.own)
         except Unauthorized:
             if (held_up := self._failures.failed(address, self._wall())) is not None:
                 raise held_up from None
             raise
 
-    async def check(self, found: Credential, address: str) -> Identity | None:
-        """The same for a credential that came in another header (Proxy-Authorization)."""
+    async def of_proxy(self, authorization: bytes | None, address: str) -> Identity | None:
+        """Who asks for a CONNECT. None: nobody says so, which the requests inside still may."""
+        found = proxy_credential(authorization, tokens=self._verifier is not None)
+        if found.anonymous:
+            return None
         try:
             return (await self._of(found)).identity
         except Unauthorized:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lunar_proxy.core import routing
+from lunar_proxy.core.attachment import sites_at
+from lunar_proxy.core.connect import Authority
 from lunar_proxy.core.errors import (
     LimitExceeded,
     NotFound,
@@ -33,7 +35,7 @@ from lunar_proxy.core.intake import (
     unread_call,
 )
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Annotate, Call, Identity, Outcome, Target
+from lunar_proxy.core.model import Call, Identity, Outcome, Target
 from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routing import Asked, Facts
@@ -42,11 +44,13 @@ from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
 from lunar_proxy.relay.client import Client
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
+from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Reservation, Store, entry
 
-from .admission import Callers, Limiter, limits_of, permitted
+from .admission import Caller, Callers, Limiter, limits_of, permitted
 from .runtime import Runtime
+from .sites import Visit, Visited, destination, moved, visit
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ class Ticket:
     incoming: Incoming
     id: str
     call: Call | None = None  # once it is read
-    carrier: Carrier | None = None
+    carrier: Carrier | Passage | None = None
     reservation: Reservation | None = None
     verdict: Verdict | None = None
 
@@ -161,19 +165,42 @@ class Gateway:
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
-    async def admit(self, ticket: Ticket, client: Client, upload: Upload | None) -> Carrier:
+    async def admit(
+        self, ticket: Ticket, client: Client, upload: Upload | None
+    ) -> Carrier | Passage:
         """Who asks, what for, and whether there is room. Raises ProxyError."""
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
+        incoming = ticket.incoming
+        via = incoming.via
+        proxy_authorization = via.proxy_authorization if via is not None else None
+        caller = await self.callers.of(incoming.headers, incoming.client, proxy_authorization)
+        seen = visit(self.runtime.sites, via, incoming.path) if via is not None else None
+        if seen is not None and not self._treats(seen, incoming, caller):
+            return self._let_pass(ticket, seen, caller, client, upload)
+        return await self._admit(ticket, seen, caller, client, upload)
+
+    async def _admit(
+        self,
+        ticket: Ticket,
+        seen: Visit | None,
+        caller: Caller,
+        client: Client,
+        upload: Upload | None,
+    ) -> Carrier:
         runtime, incoming = self.runtime, ticket.incoming
-        caller = await self.callers.of(incoming.headers, incoming.client)
+        place = seen.place if seen is not None else None
+        if place is not None:
+            ticket.incoming = incoming = replace(incoming, path=place.path)
         ticket.call = call = read_call(
             incoming,
             id=ticket.id,
-            annotate=runtime.annotate,
+            annotate=runtime.annotate if seen is None else runtime.annotate_there,
             identity=caller.identity,
             own_key=caller.own_key,
             form_model=upload.model.value if upload is not None and upload.model else "",
+            path_model=place.model if place is not None else "",
+            via=place.site.provider if place is not None else None,
         )
         plan = self._plan(runtime, call, incoming.fields)
         ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
@@ -181,7 +208,7 @@ class Gateway:
         total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = Carrier(
-            engine=self._engine,
+            engine=self._engine_for(runtime, seen),
             call=call,
             exchange=Exchange(
                 plan, runtime.rules, deadline, keys=runtime.keys, window=runtime.window
@@ -194,6 +221,52 @@ class Gateway:
         )
         ticket.carrier = carrier
         return carrier
+
+    def _treats(self, seen: Visit, incoming: Incoming, caller: Caller) -> bool:
+        """Whether a request to a provider's host is handled as one to our own /v1 would be.
+
+        With a key of ours that is all of the provider's API, since there it means ours.
+        """
+        place = seen.place
+        if caller.keyed and place is None:
+            raise NotFound(
+                f"a key of this proxy is for the API of '{seen.provider}': this path is not in it"
+            )
+        return place is not None and (
+            caller.keyed or (incoming.method == b"POST" and place.inference)
+        )
+
+    def _let_pass(
+        self,
+        ticket: Ticket,
+        seen: Visit,
+        caller: Caller,
+        client: Client,
+        upload: Upload | None,
+    ) -> Passage:
+        incoming = ticket.incoming
+        call = unread_call(incoming, id=ticket.id)
+        ticket.call = call._replace(identity=caller.identity, via=seen.provider)
+        origin, path = destination(seen, self.runtime.accounts, incoming.path)
+        ticket.carrier = Passage(
+            self.ports.dial,
+            self.ports.now,
+            origin,
+            path,
+            incoming,
+            client,
+            provider=seen.provider,
+            upload=upload,
+        )
+        return ticket.carrier
+
+    def _engine_for(self, runtime: Runtime, seen: Visit | None) -> Engine:
+        if seen is None or seen.place is None:
+            return self._engine
+        account = moved(seen.via, seen.place, runtime.accounts[seen.provider])
+        if account is None:
+            return self._engine
+        return replace(self._engine, directory=Visited(runtime, account))
 
     def settle(
         self, ticket: Ticket, error: ProxyError | None, status: int, *, gone: bool
@@ -214,6 +287,10 @@ class Gateway:
         self.ports.log(record(outcome))
         return outcome
 
+    def knows(self, authority: Authority) -> bool:
+        """Whether a provider lives at this host."""
+        return bool(sites_at(self.runtime.sites, authority))
+
     async def idle(self) -> None:
         """Until no call is under way."""
         while self.inflight:
@@ -230,7 +307,7 @@ class Gateway:
     def _plan(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> list[Target]:
         asked = self._asked(runtime, call, fields)
         if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
-            known = runtime.catalogue.providers
+            known = runtime.catalogue_for(call.via).providers
             if asked.provider not in known:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
             return permitted(call.identity, f"{asked.provider}/", [Target(asked.provider, "")])
@@ -243,9 +320,10 @@ class Gateway:
         """What the key may use of a plan. A fallback that the request names is asked for as much
         as the model is; one of the config's comes with the model."""
         if not asked.fallbacks:
-            return permitted(identity, asked.model, plan)
-        catalogue, facts = self.runtime.catalogue, self.facts
-        allowed = set(permitted(identity, asked.model, routing.resolve(asked, catalogue, facts)))
+            return permitted(identity, _full_name(asked, self.runtime), plan)
+        catalogue, facts = self.runtime.catalogue_for(asked.host), self.facts
+        first = routing.resolve(asked, catalogue, facts)
+        allowed = set(permitted(identity, _full_name(asked, self.runtime), first))
         for name in asked.fallbacks:
             allowed.update(
                 permitted(identity, name, routing.resolve(Asked(name), catalogue, facts))
@@ -253,16 +331,19 @@ class Gateway:
         return [target for target in plan if target in allowed]
 
     def _plan_of(self, runtime: Runtime, asked: Asked) -> list[Target]:
+        catalogue = runtime.catalogue_for(asked.host)
         if asked.fallbacks is not None:
-            return routing.plan(asked, runtime.catalogue, self.facts)
+            return routing.plan(asked, catalogue, self.facts)
         if (known := self._plans.get(asked)) is not None:
             return known
-        plan = routing.plan(asked, runtime.catalogue, self.facts)
+        plan = routing.plan(asked, catalogue, self.facts)
         if len(plan) == 1 and len(self._plans) < MAX_PLANS:
             self._plans[asked] = plan  # nothing measured can change the order of one target
         return plan
 
     def _asked(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> Asked:
+        if call.via is not None:
+            return self._asked_there(call, call.via, fields)
         doc = call.doc or {}
         provider = doc.get("provider")
         if not isinstance(provider, str):  # OpenRouter's `provider` is an object: not ours
@@ -275,6 +356,14 @@ class Gateway:
         if not model and provider is None:
             provider = self._default_provider(runtime)
         return Asked(model, provider, call.own_key is not None, listed)
+
+    def _asked_there(self, call: Call, via: str, fields: Mapping[bytes, bytes]) -> Asked:
+        """What the body says besides the model was said to that provider, not to us."""
+        own_key = call.own_key is not None
+        if not call.model:
+            return Asked("", via, own_key)
+        listed = fallbacks({}, fields) if call.endpoint in MODEL_ENDPOINTS else []
+        return Asked(call.model, None, own_key, listed, host=via)
 
     def _default_provider(self, runtime: Runtime) -> str:
         """CONTRACT 7: openai; where it is off, the only provider there is."""
@@ -304,7 +393,7 @@ class Gateway:
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""
         carrier = ticket.carrier
-        if carrier is not None and carrier.exchange.committed:
+        if carrier is not None and carrier.committed:
             return carrier.status
         if error is None:
             return 200
@@ -317,7 +406,9 @@ class Gateway:
         client.end()
         return status
 
-    def _error_headers(self, ticket: Ticket, carrier: Carrier | None) -> list[tuple[bytes, bytes]]:
+    def _error_headers(
+        self, ticket: Ticket, carrier: Carrier | Passage | None
+    ) -> list[tuple[bytes, bytes]]:
         headers = [(b"x-request-id", ticket.id.encode())]
         if ticket.verdict is not None:
             headers += [(k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict)]
@@ -370,7 +461,8 @@ class Gateway:
         )
 
 
-def annotate_of(runtime: Runtime, *, intercepted: bool) -> Annotate:
-    """The configured annotation; an intercepted application does not know that we exist."""
-    config = runtime.config
-    return config.intercept_annotate if intercepted else config.annotate
+def _full_name(asked: Asked, runtime: Runtime) -> str:
+    """What a key must allow: at a provider's host a name is that provider's, slashes and all."""
+    if asked.host is None or asked.model in runtime.catalogue.aliases:
+        return asked.model
+    return f"{asked.host}/{asked.model}"

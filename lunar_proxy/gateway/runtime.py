@@ -7,7 +7,7 @@ began with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from lunar_proxy.config import Config, ResolvedProvider, merge_timeouts, providers
 from lunar_proxy.config.schema import Deployment, ModelPrice
 from lunar_proxy.core import routing
+from lunar_proxy.core.attachment import Site
 from lunar_proxy.core.exchange import Rules
 from lunar_proxy.core.model import Annotate, Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
@@ -25,6 +26,8 @@ from lunar_proxy.pricing import PriceTable, Shelf, price_from
 from lunar_proxy.providers import DIALECTS, demo
 from lunar_proxy.providers.base import Account, Origin, Timeouts, static_head
 from lunar_proxy.relay.health import Breaker
+
+from .sites import compile_sites, guests
 
 # Bare model ids whose sellers are remembered; callers use a handful of them.
 REMEMBERED = 1024
@@ -44,6 +47,9 @@ class Runtime:
     rules: Rules
     breaker: Breaker
     annotate: Annotate
+    annotate_there: Annotate  # for calls to a provider's host (HTTPS_PROXY)
+    sites: tuple[Site, ...]  # for what comes by HTTPS_PROXY
+    visited: Catalogue  # the same, and with the hosts of `intercept.hosts` that are nobody's
     names: frozenset[str]  # every model the config names, for bounded labels
     _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
 
@@ -51,6 +57,10 @@ class Runtime:
         if target.provider == DEPLOYMENTS:
             return self.accounts[str(target)]
         return self.accounts[target.provider]
+
+    def catalogue_for(self, host: str | None) -> Catalogue:
+        """The names for a call that was sent to us, or (HTTPS_PROXY) to a provider's host."""
+        return self.catalogue if host is None else self.visited
 
     def model_id(self, target: Target) -> str:
         if target.provider == DEPLOYMENTS:
@@ -101,16 +111,23 @@ def compile_config(
     accounts = {provider.id: _account(provider) for provider in resolved}
     for name, deployment in config.deployments.items():
         accounts[f"{DEPLOYMENTS}/{name}"] = _deployment(name, deployment, config)
+    sites = compile_sites(config, resolved)
+    catalogue = _catalogue(config, resolved, prices)
+    for host in guests(sites):
+        accounts[host] = _guest(host, config)
     return Runtime(
         config=config,
         generation=generation,
         accounts=accounts,
         prices=prices,
         deployments=config.deployments,
-        catalogue=_catalogue(config, resolved, prices),
+        catalogue=catalogue,
+        sites=sites,
+        visited=_visited(catalogue, guests(sites)),
         rules=_rules(config),
         breaker=Breaker(config.breaker.failures, config.breaker.window_s, config.breaker.open_s),
         annotate=config.annotate,
+        annotate_there=config.intercept_annotate,
         names=_names(config, resolved),
         _deployment_prices={
             name: _deployment_price(deployment) for name, deployment in config.deployments.items()
@@ -140,6 +157,23 @@ def _catalogue(
         },
         fallbacks=tuple((name, tuple(listed)) for name, listed in config.fallbacks.items()),
         serves=serves,
+    )
+
+
+def _visited(catalogue: Catalogue, hosts: Sequence[str]) -> Catalogue:
+    known = dict.fromkeys(hosts, Known(enabled=True, bring_key=True))
+    return replace(catalogue, providers={**catalogue.providers, **known})
+
+
+def _guest(host: str, config: Config) -> Account:
+    """A host of nobody's; where it really is, the request that asks for it says."""
+    return Account(
+        id=host,
+        dialect=DIALECTS["openai"],
+        origin=Origin("https", host, 443),
+        base_path=b"/v1",
+        timeouts=_timeouts(config.timeouts),
+        bring_key=True,
     )
 
 

@@ -75,6 +75,10 @@ class Carrier:
                 self._trial.end(counted=self.exchange.committed)
 
     @property
+    def committed(self) -> bool:
+        return self.exchange.committed
+
+    @property
     def meter(self) -> Meter | None:
         return self._trial.meter if self._trial is not None else None
 
@@ -115,8 +119,9 @@ class Carrier:
         if self._trial is not None:
             self._trial.close()
         account = self.engine.directory.account(step.target)
-        # Whose key the caller's is, only the first choice tells (CONTRACT 3).
-        own = account.bring_key and step.target.provider == self.exchange.plan[0].provider
+        # Whose key the caller's is, the host it was sent to tells, or else the first choice.
+        whose = self.call.via or self.exchange.plan[0].provider
+        own = account.bring_key and step.target.provider == whose
         self._trial = Trial(
             self.engine,
             self.call,

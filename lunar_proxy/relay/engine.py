@@ -96,6 +96,9 @@ class Upload:
         length = None if self.length is None else self.length + len(held) - len(self.held)
         return self._all(held), length
 
+    def untouched(self) -> tuple[AsyncIterator[bytes], int | None]:
+        return self._all(self.held), self.length
+
     async def _all(self, held: bytes) -> AsyncIterator[bytes]:
         if held:
             yield held

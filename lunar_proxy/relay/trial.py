@@ -246,14 +246,17 @@ class Trial:
             sending.cancel()
 
     def _request(self) -> UpstreamRequest:
-        call, account = self.call, self._account
+        call, account = self._as_seen_there(), self._account
         model_id = self.model_id
         body = call.body
         if call.doc is not None and self._upload is None:
             model = model_id if "model" in call.doc else None
             ask_usage = self.usage_asked
-            body = rewrite_request(body, model=model, drop=OURS, ask_usage=ask_usage, doc=call.doc)
-            if model is None and call.endpoint in MODEL_ENDPOINTS:
+            # What the caller said to this very provider's host was not meant for us.
+            there = call.via == self.target.provider
+            drop = frozenset[str]() if there else OURS
+            body = rewrite_request(body, model=model, drop=drop, ask_usage=ask_usage, doc=call.doc)
+            if model is None and call.endpoint in MODEL_ENDPOINTS and not there:
                 body = name_model(body, model_id)
             if self._translation is not None:
                 body = self._translation.request(body, call.doc)
@@ -265,6 +268,11 @@ class Trial:
         if model_id != target.model:
             target = Target(target.provider, model_id)
         return account.dialect.request(call, target, account, key, body)
+
+    def _as_seen_there(self) -> Call:
+        """A query that was meant for one provider's host says nothing to another."""
+        elsewhere = self.call.via not in (None, self.target.provider)
+        return self.call._replace(query=b"") if elsewhere and self.call.query else self.call
 
     def _translates(self) -> Translation | None:
         chat_only = self._account.chat_only or self.target in self.engine.only_chat

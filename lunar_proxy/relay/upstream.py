@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, cast
 
 import httptools
 
+from lunar_proxy.core.connect import Authority, Listener, Parent, is_self, through_parent
 from lunar_proxy.core.errors import (
     BadAnswer,
     ConnectFailed,
@@ -31,6 +32,8 @@ from lunar_proxy.core.errors import (
 )
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
+
+from .landing import open_through
 
 # No provider sends heads of this size; nginx allows 8 KiB a line, Node 16 KiB in all.
 MAX_HEAD = 64 * 1024
@@ -81,6 +84,7 @@ class Connection(asyncio.Protocol):
         "_pool",
         "_receiver",
         "_sending",
+        "_through",
         "_to_eof",
         "_transport",
         "_writable",
@@ -90,8 +94,10 @@ class Connection(asyncio.Protocol):
         "reused",
     )
 
-    def __init__(self, origin: Origin, pool: Pool) -> None:
+    def __init__(self, origin: Origin, pool: Pool, through: Parent | None = None) -> None:
+        """`through`: a parent proxy at the other end, which is asked in absolute form."""
         self.origin = origin
+        self._through = through
         self.reused = False
         self.answered = False  # a byte came back for the current request
         self.idle_since = 0.0
@@ -122,10 +128,11 @@ class Connection(asyncio.Protocol):
         body = request.body
         bare = not body and request.head.startswith((b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS "))
         framing = b"\r\n" if bare else b"content-length: %d\r\n\r\n" % len(body)
+        head = request.head if self._through is None else self._absolute(request.head)
         if len(body) < 64 * 1024:
-            transport.write(request.head + framing + body)
+            transport.write(head + framing + body)
         else:
-            transport.writelines([request.head + framing, body])
+            transport.writelines([head + framing, body])
 
     async def ask_streaming(
         self,
@@ -143,7 +150,8 @@ class Connection(asyncio.Protocol):
         framing = (
             b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         )
-        self._write(request.head + framing + b"\r\n\r\n")
+        head = request.head if self._through is None else self._absolute(request.head)
+        self._write(head + framing + b"\r\n\r\n")
         async for chunk in chunks:
             if self._receiver is not receiver or self._closing:
                 return
@@ -290,6 +298,15 @@ class Connection(asyncio.Protocol):
         if self._closing:  # lost between connecting and asking: nothing else would tell
             asyncio.get_running_loop().call_soon(self.connection_lost, None)
 
+    def _absolute(self, head: bytes) -> bytes:
+        """The head as a proxy wants it for plain HTTP (RFC 9112 3.2.2)."""
+        method, target, rest = head.split(b" ", 2)
+        line, _, fields = rest.partition(b"\r\n")
+        if self._through is not None and (authorization := self._through.authorization):
+            fields = b"proxy-authorization: %b\r\n%b" % (authorization, fields)
+        authority = self.origin.authority.encode()
+        return b"%b http://%b%b %b\r\n%b" % (method, authority, target, line, fields)
+
     def _ends_with_connection(self, status: int) -> bool:
         """Neither length nor chunks: the body is all that comes (RFC 9112 6.3, item 8)."""
         if status in (204, 304):
@@ -334,24 +351,38 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Idle connections by origin, newest first, so that a lull lets the others expire."""
 
-    def __init__(self, now: Callable[[], float], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+        listeners: Callable[[], Sequence[Listener]] = lambda: (),
+    ) -> None:
+        """`listeners`: where the proxy itself listens, so that it never asks itself."""
         self._now = now
         self._tls = tls
+        self._listeners = listeners
+        self._parent: Parent | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
-        self._open: set[Connection] = set()
+        self._all: set[Connection] = set()
 
     def __repr__(self) -> str:
         idle = sum(len(connections) for connections in self._idle.values())
-        return f"<Pool {len(self._open)} open, {idle} idle>"
+        return f"<Pool {len(self._all)} open, {idle} idle>"
 
     def statistics(self) -> dict[str, int]:
         idle = sum(len(connections) for connections in self._idle.values())
-        return {"open": len(self._open), "idle": idle}
+        return {"open": len(self._all), "idle": idle}
 
     def trust(self, tls: ssl.SSLContext) -> None:
         """Use this context from now on; connections made under the old one finish their work."""
         self._tls = tls
         self.close_idle()
+
+    def go_through(self, parent: Parent | None) -> None:
+        """Reach providers through this proxy from now on, but for those on this very machine."""
+        if parent != self._parent:
+            self._parent = parent
+            self.close_idle()
 
     async def connect(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Connection:
         """A connection ready for one request: pooled, unless `fresh`, or newly dialled.
@@ -371,7 +402,7 @@ class Pool:
             idle.popleft().close()
 
     def forget(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        self._all.discard(connection)
         idle = self._idle.get(connection.origin)
         if idle is not None:
             try:
@@ -389,9 +420,9 @@ class Pool:
                 connection.close()
 
     def close(self) -> None:
-        for connection in list(self._open):
+        for connection in list(self._all):
             connection.close()
-        self._open.clear()
+        self._all.clear()
         self._idle.clear()
 
     def _take(self, origin: Origin) -> Connection | None:
@@ -406,25 +437,60 @@ class Pool:
         return None
 
     async def _dial(self, origin: Origin, timeout_s: float) -> Connection:
-        secure = origin.scheme == "https"
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(origin, self),
-                    origin.host,
-                    origin.port,
-                    ssl=self._context() if secure else None,
-                    server_hostname=origin.host if secure else None,
-                )
+                connection = await self._open(origin)
         except TimeoutError:
             raise ConnectTimeout("the provider did not accept a connection in time") from None
         except ssl.SSLError as error:
             raise TlsFailed(f"TLS with the provider failed: {_tls_reason(error)}") from None
         except OSError:
             raise ConnectFailed("no connection to the provider could be made") from None
-        self._open.add(connection)
+        self._all.add(connection)
         return connection
+
+    async def _open(self, origin: Origin) -> Connection:
+        loop = asyncio.get_running_loop()
+        parent = self._parent if through_parent(origin.host) else None
+        if parent is not None and origin.scheme == "https":
+            return await self._tunnel(parent, origin)
+        secure = origin.scheme == "https"
+        at = parent or origin
+        transport, connection = await loop.create_connection(
+            lambda: Connection(origin, self, parent),
+            at.host,
+            at.port,
+            ssl=self._context() if secure else None,
+            server_hostname=origin.host if secure else None,
+        )
+        self._check_loop(transport)
+        return connection
+
+    async def _tunnel(self, parent: Parent, origin: Origin) -> Connection:
+        transport, landing = await open_through(parent, Authority(origin.host, origin.port))
+        connection = Connection(origin, self)
+        try:
+            if landing.data:
+                raise ConnectFailed("the upstream proxy spoke out of turn", code="upstream_proxy")
+            secure = await asyncio.get_running_loop().start_tls(
+                transport, connection, self._context(), server_hostname=origin.host
+            )
+            if secure is None:  # what it gives where the connection broke in the last moment
+                raise ConnectFailed("the upstream proxy hung up", code="upstream_proxy")
+        except BaseException:
+            transport.abort()
+            raise
+        connection.connection_made(secure)
+        return connection
+
+    def _check_loop(self, transport: asyncio.Transport) -> None:
+        listeners = self._listeners()
+        if not listeners:
+            return
+        peer, near = (transport.get_extra_info(end) for end in ("peername", "sockname"))
+        if peer and near and is_self(peer[0], near[0], peer[1], listeners):
+            transport.abort()
+            raise ConnectFailed("the base URL leads back to this proxy itself", code="proxy_loop")
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:

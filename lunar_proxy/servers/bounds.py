@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest
+from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest, ProxyError
+from lunar_proxy.core.headers import render
+from lunar_proxy.core.render import error_answer
 
 # As aiohttp's own limit on all headers; Node stops at 16 KiB, nginx at 32 KiB.
 MAX_HEAD = 32 * 1024
@@ -31,6 +33,13 @@ def too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
         f"the body is larger than {limit / (1024 * 1024):g} MB (max_body_mb in the config)"
     )
+
+
+def last_answer(error: ProxyError) -> bytes:
+    """A whole answer, after which the connection is closed."""
+    status, headers, body = error_answer(error, [])
+    headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, reason(status), render(headers), body)
 
 
 def reason(status: int) -> bytes:

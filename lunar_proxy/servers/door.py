@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import first_values, render
 from lunar_proxy.core.intake import Incoming
@@ -123,6 +124,9 @@ class Doorway:
     now: Callable[[], float]
     max_body: int
     doors: set[Door]
+    # Takes a connection over whose head, whole, asks for CONNECT; and what came after the head.
+    connect: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
+    via: Attachment | None = None  # whom these connections were opened for (HTTPS_PROXY)
     trusted_peer: str = ""  # the address to show for connections that have none of their own
 
 
@@ -229,7 +233,7 @@ class Door(asyncio.Protocol):
             return
         head = self._read(data[: end + 2])
         if head is None:
-            self._leave(data)
+            self._leave(data, end + 4)
             return
         if head.length > self._doorway.max_body:
             self._refuse(too_large(self._doorway.max_body))
@@ -271,6 +275,7 @@ class Door(asyncio.Protocol):
             body=body,
             client=self._peer,
             accepted_at=self._doorway.now(),
+            via=self._doorway.via,
         )
         self._stop_watching()
         self._task = spawn(self._run(incoming), name="call")
@@ -299,14 +304,17 @@ class Door(asyncio.Protocol):
             data, self._buffer = self._buffer, b""
             self._begin(data)
 
-    def _leave(self, data: bytes) -> None:
+    def _leave(self, data: bytes, end: int) -> None:
         """Hand the connection over, for good, with all that has not been answered."""
         transport = self._transport
         assert transport is not None
         self._forget_timer()
         self._doorway.doors.discard(self)
         self._transport = None
-        self._doorway.hand_over(transport, data)
+        if self._doorway.connect is not None and data.startswith(b"CONNECT "):
+            self._doorway.connect(transport, data[:end], data[end:])
+        else:
+            self._doorway.hand_over(transport, data)
 
     def _refuse(self, error: ProxyError) -> None:
         """Answer a request that was not read to its end; the connection cannot go on after."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -26,7 +27,14 @@ from lunar_proxy.core.connect import (
     is_address,
     parse_authority,
 )
-from lunar_proxy.core.errors import Forbidden, ProxyAuthRequired, ProxyError, Unauthorized
+from lunar_proxy.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    ProxyAuthRequired,
+    ProxyError,
+    Unauthorized,
+)
+from lunar_proxy.core.headers import get
 from lunar_proxy.core.model import Headers, Identity
 from lunar_proxy.relay.landing import Landing
 from lunar_proxy.tasks import spawn
@@ -47,6 +55,24 @@ class ConnectRequest:
     headers: Headers = ()
 
 
+_REQUEST_LINE = re.compile(rb"CONNECT ([!-~]+) HTTP/1\.[01]\r\n")
+# RFC 9110 5.6.2 tokens; a value has no control characters and no obsolete folding (RFC 9112 5.2).
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+
+
+def read_connect(head: bytes) -> ConnectRequest:
+    """Read a whole head, up to and with its empty line. Raises InvalidRequest."""
+    line = _REQUEST_LINE.match(head)
+    position = line.end() if line is not None else 0
+    headers = []
+    while line is not None and (field := _FIELD.match(head, position)):
+        headers.append((field[1].lower(), field[2].strip(b" \t")))
+        position = field.end()
+    if line is None or head[position:] != b"\r\n":
+        raise InvalidRequest("the CONNECT is not valid HTTP", code="bad_http")
+    return ConnectRequest(line[1], tuple(headers))
+
+
 @dataclass(frozen=True, slots=True)
 class Intercepted:
     """What the door needs to know of a connection it gets decrypted."""
@@ -54,6 +80,7 @@ class Intercepted:
     authority: Authority
     provider: str | None  # None: the host is to be opened, but no configured provider lives there
     identity: Identity | None  # who the CONNECT was by, if it said
+    proxy_authorization: bytes | None  # what it said, for who has to ask again
     tls: bool  # False: plain HTTP through CONNECT, as some clients do for http:// URLs
 
 
@@ -69,10 +96,11 @@ class Counts:
     bytes_down: int = 0
 
 
-Authenticate = Callable[[Headers], Awaitable[Identity | None]]
+# Proxy-Authorization, the client's address -> who that is
+Authenticate = Callable[[bytes | None, str], Awaitable[Identity | None]]
 
 
-async def nobody(_headers: Headers) -> None:
+async def nobody(_authorization: bytes | None, _address: str) -> None:
     """The default `authenticate`: no credentials are known."""
 
 
@@ -82,7 +110,8 @@ class Forward:
     `make_protocol` gives what serves one decrypted connection. `render` makes a whole HTTP answer
     (with `Connection: close`) of an error. `authenticate` reads Proxy-Authorization: an identity,
     None when there is none to read, Unauthorized when it is wrong. Without `leaves` nothing can be
-    opened. `policy` may be replaced at any time and holds from the next CONNECT on.
+    opened. `policy`, `leaves` and `dialer` may be replaced at any time, for the
+    CONNECTs to come.
     """
 
     def __init__(
@@ -102,7 +131,7 @@ class Forward:
         self.counts = Counts()
         self._make_protocol = make_protocol
         self._render = render
-        self._dialer = dialer or Dialer(exposed=policy.exposed)
+        self.dialer = dialer or Dialer(exposed=policy.exposed)
         self._authenticate = authenticate
         self._idle_s = idle_s
         self._handshake_s = handshake_s
@@ -112,6 +141,15 @@ class Forward:
     @property
     def open_tunnels(self) -> int:
         return len(self._tunnels)
+
+    def connect(self, transport: asyncio.Transport, head: bytes, early: bytes) -> None:
+        """The same for a head that nobody has read yet."""
+        try:
+            request = read_connect(head)
+        except InvalidRequest as error:
+            self._refuse(transport, error)
+        else:
+            self.handle(transport, request, early)
 
     def handle(
         self, transport: asyncio.Transport, head: ConnectRequest, early: bytes = b""
@@ -138,32 +176,36 @@ class Forward:
         try:
             await self._decide(client, landing, head)
         except ProxyError as error:
-            self.counts.refused += 1
-            client.write(self._render(error))
-            client.close()
+            self._refuse(client, error)
         except BaseException:
             client.abort()
             raise
+
+    def _refuse(self, client: asyncio.Transport, error: ProxyError) -> None:
+        self.counts.refused += 1
+        client.write(self._render(error))
+        client.close()
 
     async def _decide(
         self, client: asyncio.Transport, landing: Landing, head: ConnectRequest
     ) -> None:
         """Raises until the client has been told 200, never after."""
         authority = parse_authority(head.authority)
-        identity = await self._identify(head.headers)
+        authorization = get(head.headers, b"proxy-authorization")
+        identity = await self._identify(authorization, _address(client))
         match decide(authority, self.policy):
             case Refuse(error):
                 raise error
             case Tunnel() as decision:
                 await self._tunnel(client, landing, decision)
             case Intercept() as decision:
-                await self._intercept(client, landing, decision, identity)
+                await self._intercept(client, landing, decision, identity, authorization)
             case never:
                 assert_never(never)
 
-    async def _identify(self, headers: Headers) -> Identity | None:
+    async def _identify(self, authorization: bytes | None, address: str) -> Identity | None:
         try:
-            identity = await self._authenticate(headers)
+            identity = await self._authenticate(authorization, address)
         except Unauthorized as error:
             raise ProxyAuthRequired(error.message) from error
         if identity is None and self.policy.exposed:
@@ -172,7 +214,7 @@ class Forward:
 
     async def _tunnel(self, client: asyncio.Transport, landing: Landing, decision: Tunnel) -> None:
         target = decision.authority
-        upstream, far = await self._dialer.open(target)
+        upstream, far = await self.dialer.open(target)
         client.write(ESTABLISHED)
         joined = tunnel.Tunnel(
             client,
@@ -196,6 +238,7 @@ class Forward:
         landing: Landing,
         decision: Intercept,
         identity: Identity | None,
+        authorization: bytes | None,
     ) -> None:
         authority = decision.authority
         if self.leaves is None:
@@ -213,5 +256,10 @@ class Forward:
             return
         self.counts.intercepted += 1
         tls = transport is not client
-        seen = Intercepted(authority, decision.provider, identity, tls)
+        seen = Intercepted(authority, decision.provider, identity, authorization, tls)
         hand_over(transport, held, self._make_protocol(seen))
+
+
+def _address(client: asyncio.Transport) -> str:
+    peer = client.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from lunar_proxy.config import Config, ResolvedProvider
 from lunar_proxy.core.connect import HostTable, Policy, host_table
-from lunar_proxy.providers.builtin import BUILTIN, Builtin
-
-# An Azure resource has a host of its own below this one; a base URL names but one of them.
-AZURE = "*.openai.azure.com"
+from lunar_proxy.gateway.sites import AZURE, urls_of
 
 
 def policy(config: Config, providers: Iterable[ResolvedProvider], *, has_ca: bool) -> Policy:
@@ -29,7 +26,7 @@ def opened_hosts(config: Config, providers: Iterable[ResolvedProvider]) -> HostT
     application still asks for the latter.
     """
     usable = [each for each in providers if each.enabled or each.bring_key]
-    urls = [pair for each in usable for pair in _urls(each)]
+    urls = [(each.id, url) for each in usable for url in urls_of(each)]
     wild = [(AZURE, each.id) for each in usable if each.dialect == "azure"]
     named = [(host.host, host.provider) for host in config.intercept.hosts]
     return host_table(urls, [*named, *wild])
@@ -39,13 +36,6 @@ def signable_hosts(config: Config, providers: Iterable[ResolvedProvider]) -> tup
     """What a CA is made for: also hosts of providers that are off, so that a key that is added
     later needs no new CA.
     """
-    urls = [pair for each in providers for pair in _urls(each)]
+    urls = [(each.id, url) for each in providers for url in urls_of(each)]
     named = [(host.host, host.provider) for host in config.intercept.hosts]
     return host_table(urls, [*named, (AZURE, None)]).patterns
-
-
-def _urls(provider: ResolvedProvider) -> Iterator[tuple[str, str]]:
-    builtin: Builtin | None = BUILTIN.get(provider.id)
-    for url in dict.fromkeys((provider.base_url, builtin.base_url if builtin else None)):
-        if url and not url.startswith("demo:"):
-            yield provider.id, url

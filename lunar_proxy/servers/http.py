@@ -20,7 +20,10 @@ from multidict import CIMultiDict
 
 from lunar_proxy.core import headers as h
 from lunar_proxy.core import multipart
+from lunar_proxy.core.attachment import Attachment
+from lunar_proxy.core.connect import Authority, parse_absolute
 from lunar_proxy.core.errors import (
+    Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -38,6 +41,8 @@ from .bounds import BODY_IDLE_S, KEEP_ALIVE_S, MAX_HEAD, too_large
 
 # What an answer may pile up between the engine and a slow client, per call.
 MAX_QUEUE = 128 * 1024
+# Read whole, whatever the content type says: a JSON document is needed here.
+JSON_PATHS = (b"/chat/completions", b"/completions", b"/responses")
 SERVER = "lunar-proxy"
 # aiohttp's own access log is off: the engine writes one line a call.
 _SILENT = cast(logging.Logger, None)
@@ -76,16 +81,22 @@ class HttpDoor(web.Server):
         routes: Mapping[tuple[bytes, bytes], Route],
         now: Callable[[], float],
         max_body: int,
+        *,
+        is_provider: Callable[[Authority], bool] = lambda _: False,
+        is_here: Callable[[Authority], bool] = lambda _: False,
     ) -> None:
+        """`is_provider`, `is_here`: what a request in absolute form may be for."""
         super().__init__(self._handle, handler_cancellation=True)
+        self._is_provider = is_provider
+        self._is_here = is_here
         self._serve = serve
         self._routes = routes
         self._paths = frozenset(path for _, path in routes)
         self._now = now
         self._max_body = max_body
 
-    def __call__(self) -> RequestHandler:
-        return _JsonErrors(
+    def __call__(self) -> _Handler:
+        handler = _Handler(
             self,
             loop=self._loop,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -94,10 +105,17 @@ class HttpDoor(web.Server):
             max_line_size=MAX_HEAD,
             max_field_size=MAX_HEAD,
         )
+        handler.via = None
+        return handler
 
-    def hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Go on with a connection whose first bytes another protocol has read."""
+    def hand_over(
+        self, transport: asyncio.Transport, data: bytes, via: Attachment | None = None
+    ) -> None:
+        """Go on with a connection whose first bytes another protocol has read; `via`: whom it was
+        opened for (HTTPS_PROXY).
+        """
         protocol = self()
+        protocol.via = via
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
@@ -111,22 +129,41 @@ class HttpDoor(web.Server):
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.version < (1, 0):
             raise InvalidRequest("HTTP/1.0 or newer is needed", code="bad_http")
-        raw = request.raw_path.encode("latin-1", "replace")
-        path, mark, query = raw.partition(b"?")
+        headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        via, target = self._target(request, headers)
+        path, mark, query = target.partition(b"?")
         check_path(path)
         method = request.method.encode()
-        route = self._route(method, path)
-        if route is None and not path.startswith(b"/v1/"):
+        route = self._route(method, path) if via is None else None
+        if via is None and route is None and not path.startswith(b"/v1/"):
             raise NotFound(
                 f"there is nothing at {path.decode('latin-1')[:200]}; the API is under /v1/"
             )
-        headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
         if (h.get(headers, b"upgrade") or b"").strip().lower() == b"websocket":
             raise InvalidRequest("WebSocket connections are not supported", code="no_websocket")
-        incoming, upload = await self._read(request, method, path, mark + query, headers)
+        incoming, upload = await self._read(request, method, path, mark + query, headers, via)
         if route is not None:
             return _response(await route(incoming))
         return await self._relay(request, incoming, upload)
+
+    def _target(
+        self, request: web.BaseRequest, headers: Headers
+    ) -> tuple[Attachment | None, bytes]:
+        """Whom the request is for (None: us), and its target in origin form."""
+        raw = request.raw_path.encode("latin-1", "replace")
+        opened_for = request.protocol.via if isinstance(request.protocol, _Handler) else None
+        if raw.startswith((b"/", b"*")) or request.method == "CONNECT":
+            return opened_for, raw
+        secure, authority, target = parse_absolute(raw)
+        if opened_for is not None or self._is_here(authority):
+            return opened_for, target
+        if not self._is_provider(authority):
+            raise Forbidden(
+                f"only the hosts of providers are asked for plain HTTP, not {authority}; "
+                "everything else goes by CONNECT",
+                code="not_proxied",
+            )
+        return Attachment(authority, secure, h.get(headers, b"proxy-authorization")), target
 
     def _route(self, method: bytes, path: bytes) -> Route | None:
         route = self._routes.get((method, path))
@@ -143,7 +180,13 @@ class HttpDoor(web.Server):
     # --- the request ----------------------------------------------------------------------------
 
     async def _read(
-        self, request: web.BaseRequest, method: bytes, path: bytes, query: bytes, headers: Headers
+        self,
+        request: web.BaseRequest,
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        headers: Headers,
+        via: Attachment | None,
     ) -> tuple[Incoming, Upload | None]:
         length = request.content_length
         if length is not None and length > self._max_body:
@@ -153,13 +196,13 @@ class HttpDoor(web.Server):
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # RFC 9110 10.1.1
         content_type = fields.get(b"content-type", b"").lower()
         uploading = request.can_read_body and b"json" not in content_type and method != b"GET"
-        if path in (b"/v1/chat/completions", b"/v1/completions", b"/v1/responses"):
+        if path.endswith(JSON_PATHS):
             uploading = False
         body = b"" if uploading else await self._whole(request)
         peer = request.remote or ""
         now = self._now()
         incoming = Incoming(
-            method, path, query, headers, fields, body, peer, now, uploading=uploading
+            method, path, query, headers, fields, body, peer, now, uploading=uploading, via=via
         )
         if not uploading:
             return incoming, None
@@ -290,10 +333,11 @@ class QueueClient:
         await self._news.wait()
 
 
-class _JsonErrors(RequestHandler):
-    """aiohttp's own refusals (bad HTTP, a handler that failed) in our error shape."""
+class _Handler(RequestHandler):
+    """One connection. Refusals of aiohttp itself (bad HTTP, a failed handler) get our shape."""
 
-    __slots__ = ()
+    __slots__ = ("via",)
+    via: Attachment | None
 
     def handle_error(
         self,

@@ -16,9 +16,8 @@ from aiohttp import web
 
 from lunar_proxy.core.connect import Authority, HostTable, Policy, host_table
 from lunar_proxy.core.errors import Unauthorized
-from lunar_proxy.core.headers import get
 from lunar_proxy.core.identity import proxy_credential
-from lunar_proxy.core.model import Headers, Identity
+from lunar_proxy.core.model import Identity
 from lunar_proxy.servers.certs import Ca, LeafStore, init_ca
 from lunar_proxy.servers.dial import Dialer
 from lunar_proxy.servers.forward import Forward, Intercepted
@@ -90,8 +89,8 @@ async def make_bench(
         made.seen.append(seen)
         return server()
 
-    async def credentials(headers: Headers) -> Identity | None:
-        match proxy_credential(get(headers, b"proxy-authorization")).key:
+    async def credentials(authorization: bytes | None, _address: str) -> Identity | None:
+        match proxy_credential(authorization).key:
             case "pk_live_good":
                 return Identity("id", "team-a")
             case None:
@@ -159,7 +158,7 @@ async def test_the_door_serves_what_was_decrypted(bench: Bench) -> None:
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         assert b"hello from api.openai.com" in await reader.readexactly(length)
     writer.close()
-    assert bench.seen == [Intercepted(Authority(HOST, 443), "openai", None, tls=True)]
+    assert bench.seen == [Intercepted(Authority(HOST, 443), "openai", None, None, tls=True)]
     assert bench.forward.counts.intercepted == 1
 
 
