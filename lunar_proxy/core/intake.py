@@ -65,7 +65,8 @@ def read_call(
     endpoint = endpoint_of(incoming.path)
     doc = _document(incoming, endpoint)
     if endpoint in MODEL_ENDPOINTS and incoming.method == b"POST":
-        _check_types({"model": path_model or None, **(doc or {})}, endpoint)
+        checked = {**(doc or {}), "model": path_model} if path_model else doc or {}
+        _check_types(checked, endpoint)
     doc_model = (doc or {}).get("model")
     return Call(
         id=id,

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -44,8 +45,8 @@ DOORS = ("fast", "aiohttp")
 class Stage:
     """A `ScriptedUpstream` that blocking tests can direct."""
 
-    def __init__(self) -> None:
-        self.upstream = ScriptedUpstream(self._answer)
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.upstream = ScriptedUpstream(self._answer, tls=tls)
         self._plan: Script | Callable[[Request], Script] = error_answer(500, "no script is set")
         self._seen = 0
         self._loop = asyncio.new_event_loop()
