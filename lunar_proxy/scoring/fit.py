@@ -8,7 +8,7 @@ blocks  what the correction is learned on: nothing, the surface features, with t
         landmarks too
 ridge   how strongly it is pulled to nothing
 
-Five-fold cross-validation gives each variant a held-out loss; those within one standard error of
+Five-fold cross-validation gives each variant a held-out loss; those within two standard errors of
 the best are averaged. Few labels cannot tell the variants apart, and then the average of nearly all
 is used, which routes better than any of them; many labels can, and few variants are left. All are
 linear in `Clusters.basis`, so their average is again one vector of weights: psi and a correction.
@@ -37,6 +37,9 @@ PRIOR = 30.0
 # With fewer labels there is nothing to hold out: the learned base alone.
 MIN_CORRECTED = 40
 FOLDS = 5
+# Standard errors by which a variant must be worse to be left out. One leaves too few to average
+# over (mixed pool .05 of area less at 500 labels), none keeps what many labels have shown to be bad.
+_ERRORS = 2.0
 _BASES = ("learned", "soft", "mean")
 _BLOCKS = {
     "surface": ("surface",),
@@ -101,7 +104,7 @@ def fit_profiles(
     if not corrected or len(errors) < MIN_CORRECTED:
         return Fitted(psi, counts, None, ("learned",), None)
     held_out = fitter.held_out(basis, errors, seed, progress)
-    chosen, loss = _within_one_error(held_out, errors)
+    chosen, loss = _not_worse(held_out, errors)
     weights = fitter.weights(basis, errors, chosen)
     average = np.mean([weights[variant] for variant in chosen], axis=0)
     average[clusters.blocks["member"]] -= psi
@@ -211,9 +214,7 @@ def _ridge(x: Floats, y: Floats, ridges: Sequence[float]) -> dict[float, tuple[F
     return found
 
 
-def _within_one_error(
-    held_out: dict[Variant, Floats], errors: Floats
-) -> tuple[list[Variant], float]:
+def _not_worse(held_out: dict[Variant, Floats], errors: Floats) -> tuple[list[Variant], float]:
     """The variants not shown to be worse than the best, and the best's loss."""
     target = _compared(errors)
     losses = {
@@ -224,7 +225,7 @@ def _within_one_error(
     chosen = []
     for variant, loss in losses.items():
         worse = loss - best
-        if worse.mean() <= worse.std() / np.sqrt(len(worse)):
+        if worse.mean() <= _ERRORS * worse.std() / np.sqrt(len(worse)):
             chosen.append(variant)
     return chosen, float(best.mean())
 

@@ -3,6 +3,9 @@
 The last user message alone: system text and tools are the same for every prompt of an application,
 so they would pull all its prompts into one cluster, and the answer to "which model" is then a
 constant.
+
+Its beginning is read, not its ends: 96 tokens of the beginning with 32 of the end routed the pool
+of API models better by .1 of area and the mixed pool worse by .07, both within the noise.
 """
 
 from __future__ import annotations
