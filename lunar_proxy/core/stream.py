@@ -31,6 +31,7 @@ from .transcript import Said, Transcript
 
 __all__ = ["CHAT", "COMPLETION", "OPAQUE", "RESPONSES", "Fault", "Said", "Shape", "Stream"]
 
+_BURST = 2048  # bytes in one read from which on it pays to look at its ends only
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _DONE = b"[DONE]"
 _NULL = rb"(?!\s*:\s*null)"
@@ -136,6 +137,24 @@ class Stream:
                 self._transcript.add(data)
                 self._transcript.learn(data)
                 return data
+        if self.plain and len(data) > _BURST and self._continuation is None:
+            return self._feed_burst(data)
+        return self._feed_parsed(data)
+
+    def _feed_burst(self, data: bytes) -> bytes:
+        """Many events in one read: those without a mark pass in one piece, and only the two ends,
+        where an event may be cut, are looked at."""
+        start = data.find(b"\n\n") + 2 if self._parser.pending else 0
+        stop = data.rfind(b"\n\n") + 2
+        first = self._feed_parsed(data[:start]) if start else b""
+        whole = data[start:stop]
+        cut = self._parser.pending or not self.plain
+        if cut or stop - start < _BURST or self._marked(whole):
+            return first + self._feed_parsed(data[start:])
+        self._transcript.add(whole)
+        return b"%b%b%b" % (first, whole, self._feed_parsed(data[stop:]))
+
+    def _feed_parsed(self, data: bytes) -> bytes:
         if self.error is not None:
             return b""
         if self._shape.commits_at_once and data and not self.started:

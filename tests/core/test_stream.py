@@ -144,6 +144,32 @@ def test_any_cut_gives_the_same_bytes(tape: str, mode: dict[str, bool], cuts: li
     assert (one.id, one.model) == (other.id, other.model)
 
 
+WORDS = st.lists(
+    st.one_of(
+        st.integers(0, 300).map(lambda n: chunk({"content": "word" * n})),
+        st.sampled_from([b": keep-alive\n\n", ROLE, chunk({"content": '"usage":{ \\n\\n'})]),
+        st.just(event({"id": "c1", "choices": [], "usage": None})),
+    ),
+    min_size=4,
+    max_size=30,
+)
+
+
+@given(WORDS, st.sampled_from([[STOP, USAGE, DONE], [STOP, DONE], [ERROR], []]), CUTS)
+def test_bursts_give_the_same_bytes_as_single_events(
+    words: list[bytes], end: list[bytes], cuts: list[int]
+) -> None:
+    """Of large reads only the ends are looked at; that must not show."""
+    events = [HELLO, *words, *end]
+    raw = b"".join(events)
+    at = sorted({0, len(raw), *(c * 7 % len(raw) for c in cuts)})
+    burst = [raw[a:b] for a, b in itertools.pairwise(at)]
+    one, other = opened(CHAT, injected=True), opened(CHAT, injected=True)
+    assert relay(one, events) == relay(other, burst)
+    assert (one.usage, one.error, one.complete) == (other.usage, other.error, other.complete)
+    assert one.text() == other.text()
+
+
 def test_a_plain_chunk_is_returned_as_the_same_object() -> None:
     stream = opened(CHAT, injected=True)
     stream.feed(ROLE + HELLO)
