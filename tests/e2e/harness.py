@@ -116,6 +116,7 @@ class Proxy:
     admin: str
     log: Path
     config: Path
+    killed: bool = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -136,6 +137,12 @@ class Proxy:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Without a chance to tidy up; `serving` then does not ask for one."""
+        self.killed = True
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -175,7 +182,7 @@ def serving(
         started = first_line(process, log)
         proxy = Proxy(process, started["proxy"], started["admin"], log, path)
         yield proxy
-        assert proxy.stop() == 0, proxy.stderr()
+        assert proxy.killed or proxy.stop() == 0, proxy.stderr()
     finally:
         if process.poll() is None:
             process.kill()
