@@ -38,7 +38,7 @@ PRIOR = 30.0
 MIN_CORRECTED = 40
 FOLDS = 5
 # Standard errors by which a variant must be worse to be left out. One leaves too few to average
-# over (mixed pool .05 of area less at 500 labels), none keeps what many labels have shown to be bad.
+# (mixed pool: .05 less area at 500 labels), none keeps what many labels have shown to be bad.
 _ERRORS = 2.0
 _BASES = ("learned", "soft", "mean")
 _BLOCKS = {
