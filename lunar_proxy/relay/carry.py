@@ -108,10 +108,10 @@ class Carrier:
             self._commit(trial)
             await self._relay(trial)
         except ProxyError as error:
-            self._failed(trial, error)
+            self._failed(self._trial or trial, error)
             return error
         except asyncio.CancelledError:
-            self._left(trial)
+            self._left(self._trial or trial)
             raise
         return None
 
@@ -154,19 +154,31 @@ class Carrier:
         after_s = self.engine.hedge.after_s
         if after_s is None:
             after_s = self.engine.health.of(first.target).p95_ttft_s()
-        running = {spawn(self._await(first), name="hedged"): first}
+        running = {spawn(self._outcome(first), name="hedged"): first}
+        winner: Trial | None = None
         try:
             done, _ = await asyncio.wait(running, timeout=after_s)
             step = None if done else self.exchange.hedge()
             if step is not None and self.engine.health.acquire(step.target) is None:
                 second = self._begin_beside(step)
-                running[spawn(self._await(second), name="hedge")] = second
-            return await self._first_of(running)
+                running[spawn(self._outcome(second), name="hedge")] = second
+            winner = await self._first_of(running)
         finally:
             for task, trial in running.items():
-                if not task.done():
-                    task.cancel()
+                task.cancel()
+                if winner is not None:
                     self._lost(trial)
+                elif trial is not self._trial:  # the client hung up; `_trial` is for `_try`
+                    self._left(trial)
+                    trial.close()
+        return winner
+
+    async def _outcome(self, trial: Trial) -> ProxyError | None:
+        try:
+            await self._await(trial)
+        except ProxyError as error:
+            return error
+        return None
 
     def _begin_beside(self, step: Send) -> Trial:
         first, self._trial = self._trial, None
@@ -180,21 +192,25 @@ class Carrier:
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 trial = running.pop(task)
-                error = task.exception()
+                self._look_to(trial)
+                error = task.result()
                 if error is None:
-                    self._trial = trial
-                    self.target, self.index = trial.target, self.exchange.place(trial.target)
                     return trial
-                if not running or not isinstance(error, ProxyError):
-                    self._trial = trial
-                    self.target, self.index = trial.target, self.exchange.place(trial.target)
+                if not running:
                     raise error
                 self._failed(trial, error)
                 trial.close()
+                self._look_to(*running.values())
+
+    def _look_to(self, trial: Trial) -> None:
+        self._trial, self.target = trial, trial.target
+        self.index = self.exchange.place(trial.target)
 
     def _lost(self, trial: Trial) -> None:
         """The slower one of two: cancelled, and what it was sent is accounted."""
         trial.fix_prompt()
+        self._calls += trial.calls
+        trial.calls = 0  # counted, though its task has yet to end
         trial.close()
         self.engine.health.released(trial.target)
         self.attempts.append(trial.record(None, code="hedge_lost"))
