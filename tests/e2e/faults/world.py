@@ -44,11 +44,21 @@ GREETINGS = {
 }
 # One port each. `hasty` has a short connect and first token timer, `restless` a short idle timer;
 # `abrupt` is never left with a connection that could be used again.
-PROVIDERS = ("a", "b", "abrupt", "hasty", "restless", "keyring", "openai", "tls", *GREETINGS)
+PROVIDERS = (
+    "a",
+    "b",
+    "abrupt",
+    "hasty",
+    "restless",
+    "keyring",
+    "openai",
+    "priced",
+    "tls",
+    *GREETINGS,
+)
 OTHERS = ("dead", "unknown", "mute", "deaf")
 KEYS = {name: f"sk-secret-of-{name}" for name in (*PROVIDERS, *OTHERS)}
 KEYRING = tuple(f"sk-secret-{n}-of-keyring" for n in range(3))
-PRICE = {"input_per_million": 1000, "output_per_million": 2000}
 
 
 def settings(cast: Cast, silent: str) -> dict[str, Any]:
@@ -67,6 +77,11 @@ def settings(cast: Cast, silent: str) -> dict[str, Any]:
     }
     providers |= {name: {"base_url": url, "api_key": KEYS[name]} for name, url in elsewhere.items()}
     providers["deaf"]["timeouts"] = {"connect_s": SHORT_S}
+    providers["priced"] = {
+        "base_url": cast.url("priced"),
+        "api_key": KEYS["priced"],
+        "prices": {"priced-model": {"input_per_million": 1000, "output_per_million": 2000}},
+    }
     providers["keyless"] = {"base_url": cast.url("keyless"), "api_key": None}
     return {
         "providers": providers,
@@ -259,5 +274,6 @@ def world(folder: Path, **changes: Any) -> Iterator[World]:
             url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
             with serving(folder, settings(cast, url) | changes) as proxy:
                 yield World(proxy, cast)
+        assert [r for r in proxy.records() if r.get("level") in ("error", "critical")] == []
         for name, upstream in cast.upstreams.items():
             assert upstream.failures == [], name
