@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,6 +35,8 @@ from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
 
 from .landing import open_through
+
+logger = logging.getLogger(__name__)
 
 # No provider sends heads of this size; nginx allows 8 KiB a line, Node 16 KiB in all.
 MAX_HEAD = 64 * 1024
@@ -214,6 +217,9 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(BadAnswer("the provider switched protocols unasked"))
+        except httptools.HttpParserCallbackError:
+            logger.exception("reading a provider's answer failed inside the proxy")
+            self._fail(ProxyError("internal error"))
         except httptools.HttpParserError:
             self._fail(BadAnswer("the provider's answer is not valid HTTP"))
         self._burst += len(data)
