@@ -203,6 +203,10 @@ class Stream:
         self._usage_final = False
         return out
 
+    def carried_by(self, render: Render, *, injected: bool) -> None:
+        """Whose answer it goes on with has figures of its own, and was asked in its own way."""
+        self._render, self._injected = render, injected
+
     # --- what is known ----------------------------------------------------------------------
 
     @property

@@ -290,6 +290,7 @@ class Trial:
 
     def _stream(self) -> Stream:
         if self._resumed is not None:
+            self._resumed.carried_by(self.render, injected=self.usage_asked)
             return self._resumed
         call = self.call
         n = (call.doc or {}).get("n")
