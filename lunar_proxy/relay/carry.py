@@ -15,9 +15,10 @@ from typing import Any, assert_never
 import orjson
 
 from lunar_proxy.core import headers as h
-from lunar_proxy.core.errors import Blame, KeyRefused, ProxyError, StreamBroken
+from lunar_proxy.core.errors import BadAnswer, Blame, KeyRefused, ProxyError, StreamBroken
 from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send, Step
 from lunar_proxy.core.model import Attempt, Call, Phase, Target
+from lunar_proxy.core.stream import Stream
 from lunar_proxy.tasks import spawn
 
 from .client import Client
@@ -50,6 +51,7 @@ class Carrier:
     waited_s: float = 0.0  # spent waiting for providers and in backoff
     skipped: list[tuple[Target, Target]] = field(default_factory=list)  # past open breakers
     _trial: Trial | None = None  # the one that answers, or is about to
+    _stream: Stream | None = None  # what the client reads, whoever it comes from
     _calls: int = 0
     _backing_off: bool = False
 
@@ -222,7 +224,7 @@ class Carrier:
         reply = trial.reply
         assert reply is not None
         self.exchange.commit()
-        self.status = reply.status
+        self.status, self._stream = reply.status, reply.stream
         trial.meter.first_token()
         if reply.kind is Kind.WHOLE:
             body, extra = trial.annotated()
@@ -255,12 +257,11 @@ class Carrier:
         with what the client has; it goes on where the other one stopped."""
         broken = self._trial
         assert broken is not None
-        stream = broken.reply.stream if broken.reply is not None else None
-        if stream is None or not (stream.can_resume or stream.resumed):
+        stream = self._stream
+        if stream is None or not stream.can_resume:
             return _CannotResume("the answer that broke off cannot be taken up by another")
-        if not stream.resumed:
-            broken.fix_figures()
-            self.attempts[-1] = broken.record(None, self.attempts[-1].error)
+        broken.fix_figures()
+        self.attempts[-1] = broken.record(None, self.attempts[-1].error)
         if (wait_s := self.engine.health.acquire(step.target)) is not None:
             return _Skipped(wait_s)
         self.client.write(stream.resume())
@@ -270,6 +271,8 @@ class Carrier:
         try:
             await self._await(trial)
             assert trial.reply is not None
+            if trial.reply.kind is not Kind.EVENTS:
+                raise BadAnswer("the provider answered with a document where a stream broke")
             trial.reply.relay_to(self.client)
             await self._relay(trial)
         except ProxyError as error:
@@ -282,12 +285,10 @@ class Carrier:
 
     def _refuse(self, error: ProxyError) -> None:
         """Nothing left: end a stream by its error event; the gateway tells the rest."""
-        trial = self._trial
-        if self.exchange.committed and trial is not None and trial.reply is not None:
-            stream = trial.reply.stream
-            if stream is not None:
-                message = trial.masked(error.message)
-                self.client.write(stream.error_event(message, error.type, error.code))
+        if self.exchange.committed and self._trial is not None:
+            if self._stream is not None:
+                message = self._trial.masked(error.message)
+                self.client.write(self._stream.error_event(message, error.type, error.code))
                 self.client.end()
             else:
                 self.client.cut()
