@@ -204,19 +204,16 @@ def test_the_last_refusal_of_a_key_is_passed_on_without_it(scene: Scene) -> None
 
 
 def test_a_refused_key_marks_the_provider_and_names_it_not_the_key(scene: Scene) -> None:
-    scene.plays("a", error_answer(401, f"Incorrect API key provided: {KEYS['a']}"))
+    world, model = scene.world, "priced-model"  # one whose name may be a label
+    world.cast.plays("priced", model, error_answer(401, f"Incorrect API key: {KEYS['priced']}"))
     scene.plays("b", GOOD)
-    assert scene.ask(CHAT, "a", "b").who == ("b", 2, 1)
-    assert scene.world.metric("lunar_target_degraded", target="a/other") == 1
-    warnings = [
-        record
-        for record in scene.world.proxy.records()
-        if record["event"] != "call" and "key" in record.get("message", "")
-    ]
-    assert any(scene.target("a") in w["message"] or "'a'" in w["message"] for w in warnings)
-    scene.plays("a", GOOD)
-    scene.ask(CHAT)
-    assert scene.world.metric("lunar_target_degraded", target="a/other") == 0
+    assert scene.ask(CHAT, f"priced/{model}", "b").who == ("b", 2, 1)
+    assert world.metric("lunar_target_degraded", target=f"priced/{model}") == 1
+    warnings = [r["message"] for r in world.proxy.records() if r.get("level") == "warning"]
+    assert any("'priced'" in warning and "key" in warning for warning in warnings)
+    world.cast.plays("priced", model, GOOD)
+    scene.ask(CHAT, f"priced/{model}")
+    assert world.metric("lunar_target_degraded", target=f"priced/{model}") == 0
 
 
 def test_no_key_was_ever_logged(scene: Scene) -> None:
