@@ -3,8 +3,8 @@
     carry     the attempt loop of one call: what `core.exchange` says, done; the commit
     trial     one target asked once; several run for a call, one after another or side by side
     reply     its answer: held until it may be shown, then from socket to socket by callback
-    upstream  connections to providers, their pool, TLS; `landing` waits for one, through a parent
-              proxy if need be; `inprocess` plays the demo provider without a socket
+    upstream  connections to providers, their pool, TLS; `landing` opens one by hand, where each
+              address is judged or a parent proxy asked; `inprocess` is the demo, without a socket
     passage   a request that only passes through (an intercepted host's other paths)
     client    the side that asked, as the doors provide it
     meter     what an answer used, cost and took, fixed once and told the same to everyone
