@@ -33,7 +33,7 @@ from lunar_proxy.testing import Request, Script, ScriptedUpstream, error_answer
 T = TypeVar("T")
 
 # Nothing should take this long; it is there so that a hung proxy fails a test and not the run.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 CHAT = "/v1/chat/completions"
 # How a request is sent decides which door takes it; the answers must not differ.
 DOORS = ("fast", "aiohttp")
