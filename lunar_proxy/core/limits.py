@@ -93,8 +93,10 @@ class Ask:
 
     tokens: int = 0
     usd: Decimal = Decimal(0)
+    units: int = field(init=False, repr=False, compare=False)  # of `usd`, needed again and again
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "units", units(self.usd))
         if self.tokens > MAX_TOKENS:
             object.__setattr__(self, "tokens", MAX_TOKENS)
 
@@ -223,7 +225,7 @@ def hold(state: State, ask: Ask, *, requests: int = 0) -> State:
         state.tokens,
         state.calls + 1,
         state.held_tokens + ask.tokens,
-        state.held_usd + units(ask.usd),
+        state.held_usd + ask.units,
         state.window,
         state.spent,
     )
@@ -244,7 +246,7 @@ def release(state: State, ask: Ask) -> State:
         state.tokens,
         max(0, state.calls - 1),
         max(0, state.held_tokens - ask.tokens),
-        max(0, state.held_usd - units(ask.usd)),
+        max(0, state.held_usd - ask.units),
         state.window,
         state.spent,
     )
@@ -310,7 +312,7 @@ def _budget_block(state: State, budget: Budget, ask: Ask) -> Blocked | None:
     message = f"budget of {budget.usd} USD {_PER[budget.per]}"
     if state.spent >= budget.units:
         return Blocked("budget", _until_next_window_s(state), message)
-    if state.calls and state.spent + state.held_usd + units(ask.usd) > budget.units:
+    if state.calls and state.spent + state.held_usd + ask.units > budget.units:
         return Blocked("budget", RELEASE_WAIT_S, f"{message}, with the calls in flight,")
     return None
 

@@ -140,7 +140,7 @@ async def _document(request: web.BaseRequest) -> dict[str, Any]:
     """The JSON object of a request. A form of a web page cannot send this content type, so no
     page an operator visits can make keys (OWASP, cross-site request forgery)."""
     if request.content_type != "application/json":
-        raise InvalidRequest("send JSON, as `Content-Type: application/json`", code="not_json")
+        raise InvalidRequest("send JSON, as `Content-Type: application/json`")
     body = b""
     async for chunk in request.content.iter_any():
         body += chunk

@@ -173,7 +173,7 @@ class RedisStore:
 
     async def _take(self, reservation: Reservation, now: float) -> Verdict:
         ask, subject = reservation.ask, reservation.subject
-        reservation.id = f"{next(self._ids)}:{ask.tokens}:{units(ask.usd)}"
+        reservation.id = f"{next(self._ids)}:{ask.tokens}:{ask.units}"
         try:
             async with asyncio.timeout(self._deadline_s):
                 fits, *answer = await self._pipe.run(
@@ -181,7 +181,7 @@ class RedisStore:
                     _limit_keys(subject),
                     *self._rules(reservation.limits, now),
                     ask.tokens,
-                    units(ask.usd),
+                    ask.units,
                     reservation.id,
                     self._lease_ms,
                 )

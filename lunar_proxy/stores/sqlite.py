@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from lunar_proxy.core import limits
 from lunar_proxy.core.errors import StoreUnavailable
-from lunar_proxy.core.limits import State, Verdict, Window, units
+from lunar_proxy.core.limits import State, Verdict, Window
 from lunar_proxy.tasks import spawn
 
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
@@ -268,7 +268,7 @@ def _take(db: sqlite3.Connection, reservation: Reservation, now: float, expires_
         _remember(db, reservation.subject, state)
         db.execute(
             "INSERT INTO leases (id, subject, tokens, usd, expires_ms) VALUES (?, ?, ?, ?, ?)",
-            (reservation.id, reservation.subject, ask.tokens, units(ask.usd), expires_ms),
+            (reservation.id, reservation.subject, ask.tokens, ask.units, expires_ms),
         )
     return verdict
 

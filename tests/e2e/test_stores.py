@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,17 @@ from lunar_proxy.testing import Break, Request, Script, chat, chat_stream, error
 from tests.stores.backends import RedisServer
 
 from .guarded import FORMS, TEAM, USAGE, USD, admin, bearer, config
-from .harness import PATIENCE_S, Proxy, Stage, ask, command, environment, eventually, serving
+from .harness import (
+    PATIENCE_S,
+    Proxy,
+    Stage,
+    ask,
+    command,
+    environment,
+    eventually,
+    request_bytes,
+    serving,
+)
 from .harness import chat as chat_doc
 
 SEEN_WITHIN_S = 1.0  # CONTRACT: a change of keys
@@ -221,6 +232,22 @@ def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
         assert sum(wait > 40 for wait in waits) <= 1, waits
         redis_server.thaw()
         eventually(lambda: admin(proxy, "/-/ready").doc["detail"]["store"] == "ok", 10)
+
+
+def test_a_client_that_leaves_while_redis_decides_holds_no_slot(
+    stage: Stage, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    keys = [{"name": "a", "key": TEAM, "limits": {"concurrent_requests": 1}}]
+    stage.play(chat("Hello"))
+    with replica(stage, tmp_path / "one", redis_server.url, auth={"keys": keys}) as proxy:
+        for _ in range(3):
+            redis_server.freeze()
+            with socket.create_connection(proxy.address) as client:
+                client.sendall(request_bytes(chat_doc("own/m"), headers=f"x-api-key: {TEAM}\r\n"))
+            redis_server.thaw()
+            eventually(lambda: status(proxy, TEAM) == 200, 10)
+        eventually(lambda: admin(proxy, "/-/ready").doc["detail"]["store"] == "ok", 10)
+        assert status(proxy, TEAM) == 200
 
 
 def test_a_proxy_without_its_redis_at_start_answers_keys_with_503(
