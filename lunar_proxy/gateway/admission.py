@@ -12,7 +12,7 @@ from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, Unauthorized
 from lunar_proxy.core.identity import Credential, credential, proxy_credential
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Headers, Identity, Target, Usage
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target, Usage
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
@@ -24,6 +24,8 @@ BYTES_PER_TOKEN = 4
 # An answer without max_tokens, until the model's own average is known.
 USUAL_OUTPUT = 500
 _WEIGHT = 0.1
+# A client may make up model ids; whoever comes after these is estimated by the usual output.
+MAX_TARGETS = 10_000
 
 
 class Verifier(Protocol):
@@ -155,22 +157,25 @@ class Limiter:
             raise refusal(verdict)
         return reservation, verdict
 
-    def settle(
-        self,
-        reservation: Reservation,
-        target: Target | None,
-        usage: Usage | None,
-        usd: Decimal | None,
-    ) -> None:
+    def settle(self, reservation: Reservation, outcome: Outcome) -> None:
+        """Pay for what the answer used, and for attempts that were billed before it."""
+        usage, target = outcome.usage, outcome.target
         if usage is not None and target is not None and usage.output_tokens:
-            usual = self._usual_output.get(target)
-            self._usual_output[target] = (
-                usage.output_tokens
-                if usual is None
-                else usual + _WEIGHT * (usage.output_tokens - usual)
-            )
+            self._learn(target, usage.output_tokens)
         tokens = usage.total_tokens if usage is not None else 0
+        usd = outcome.cost.total if outcome.cost is not None else None
+        for attempt in outcome.attempts[:-1]:  # the last one is the answer itself
+            tokens += attempt.usage.total_tokens if attempt.usage is not None else 0
+            if attempt.cost is not None:
+                usd = attempt.cost.total + (usd or 0)
         self._store.settle(reservation, tokens, usd, self._wall())
+
+    def _learn(self, target: Target, output_tokens: int) -> None:
+        usual = self._usual_output.get(target)
+        if usual is not None:
+            self._usual_output[target] = usual + _WEIGHT * (output_tokens - usual)
+        elif len(self._usual_output) < MAX_TARGETS:
+            self._usual_output[target] = output_tokens
 
     def _ask(self, call: Call, target: Target, price: Price | object | None) -> Ask:
         prompt = len(call.body) // BYTES_PER_TOKEN

@@ -273,10 +273,8 @@ class Gateway:
     ) -> Outcome:
         """Give back what was reserved and write down what was used. Never waits, never fails."""
         outcome = self._outcome(ticket, error, status, gone=gone)
-        usage, spent = outcome.usage, outcome.cost
         if ticket.reservation is not None:
-            usd = spent.total if spent is not None else None
-            self.limiter.settle(ticket.reservation, outcome.target, usage, usd)
+            self.limiter.settle(ticket.reservation, outcome)
         if outcome.target is not None:
             self.ports.store.add((entry(outcome, self.ports.wall()),))
         self.ports.metrics.observe(outcome)
