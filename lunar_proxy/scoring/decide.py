@@ -23,10 +23,12 @@ class Candidate:
 
     The scale "usd" takes it to be dollars per 1,000 tokens; otherwise only ratios count, and the
     expected dollars of the request are the better choice. None: the price is not known.
+    `profile` is what the model was measured as, where its id does not say so.
     """
 
     id: str
     cost: float | None = None
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ from .clusters import Clusters, write_atomically
 from .errors import BadFile, Mismatch
 
 SCHEMA = 1
-# Other files that may lie beside the profiles.
-_OTHERS = frozenset({"feedback.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +131,7 @@ def _floats(values: Iterable[Any]) -> tuple[float, ...]:
 def load_profiles(directory: Path, clusters: Clusters) -> list[Profile]:
     """Every `*.json` of the directory, by name; each checked against `clusters`."""
     found = []
-    for path in sorted(path for path in directory.glob("*.json") if path.name not in _OTHERS):
+    for path in sorted(directory.glob("*.json")):
         profile = load_profile(path)
         profile.require(clusters, path)
         found.append(profile)

@@ -5,7 +5,7 @@ Immutable: a reload is another `load`, and whoever decides keeps the one it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ class Router:
     def ids(self) -> list[str]:
         return sorted(self._profiles)
 
+    def __iter__(self) -> Iterator[Profile]:
+        return (self._profiles[id] for id in self.ids)
+
     def require(self, embedder: EmbedderId) -> None:
         """Refuse an embedder the files were not made with."""
         embedder.require(self.embedder, f"{FILE} ({self.clusters.sha256[:12]})")
@@ -122,7 +125,7 @@ class Router:
         return _decision(candidates, order, errors, scores, member, self._covered[rows[order[0]]])
 
     def _rows_of(self, candidates: Sequence[Candidate]) -> list[int]:
-        profiles = [self.find(candidate.id) for candidate in candidates]
+        profiles = [self.find(candidate.profile or candidate.id) for candidate in candidates]
         missing = [c.id for c, found in zip(candidates, profiles, strict=True) if found is None]
         if missing:
             raise MissingProfiles(missing, self.ids)

@@ -156,3 +156,12 @@ def test_a_decision_takes_a_fraction_of_a_millisecond(tmp_path: Path) -> None:
         router.decide(axis(0), features, pool, 0.5)
         took.append(time.perf_counter() - before)
     assert sorted(took)[100] < 2e-3  # a tenth of that where nothing else runs
+
+
+def test_a_candidate_may_go_by_another_name_than_its_profile(router: Router) -> None:
+    pool = [Candidate("lunar/bot", 1.0, profile="large"), Candidate("small", 1.0)]
+    assert router.decide(axis(1), "two", pool).selected == "lunar/bot"
+
+
+def test_lists_its_profiles_by_name(router: Router) -> None:
+    assert [profile.id for profile in router] == ["large", "small"]
