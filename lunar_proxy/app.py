@@ -30,14 +30,17 @@ from lunar_proxy._version import __version__
 from lunar_proxy.config import Address, Config, ConfigError, load, providers
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.connect import Authority, Listener, Parent, Policy, parse_parent
+from lunar_proxy.core.errors import RouterNotReady
 from lunar_proxy.core.script import Step
 from lunar_proxy.gateway import (
     Callers,
     Gateway,
+    Loaded,
     Ports,
     Runtime,
     compile_config,
     token_verifier,
+    wants_router,
 )
 from lunar_proxy.metrics import Metrics, Snapshot, merge
 from lunar_proxy.pricing import Shelf, TokenCounter
@@ -140,6 +143,7 @@ class App:
         self.config = config
         self.log = log
         self.stopping = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self.listeners: list[Listener] = []
         self.pool = Pool(time.monotonic, upstream_tls(config), lambda: self.listeners)
         self.pool.go_through(parent_of(config))
@@ -208,6 +212,8 @@ class App:
             stack.callback(self.log.flush)
             stack.callback(self.pool.close)
             self._read_issuer_keys()
+            stack.callback(self.gateway.router.decider.close)
+            self._use_router(self.config, await self._load_router(self.config))
             http = HttpDoor(
                 self.gateway.serve,
                 api.routes(self.gateway),
@@ -293,6 +299,22 @@ class App:
         """Whether a request in absolute form asks for us, as any server may be asked."""
         return (authority.host, authority.port) in self.listeners
 
+    async def _load_router(self, config: Config) -> Loaded | None:
+        """A router that the config speaks of is loaded before the first call, not by it.
+
+        Raises ConfigError. None: nothing of it is imported until somebody asks for it.
+        """
+        decider = self.gateway.router.decider
+        if decider.loaded is None and not wants_router(config):
+            return None
+        try:
+            return await decider.prepare(config.router)
+        except RouterNotReady as error:
+            raise ConfigError([f"router: {error.message}"]) from error
+
+    def _use_router(self, config: Config, loaded: Loaded | None) -> None:
+        self.gateway.router.decider.use(config.router, loaded)
+
     async def _listen(
         self, doorway: Doorway, admin: Admin
     ) -> tuple[asyncio.Server, asyncio.Server]:
@@ -305,7 +327,7 @@ class App:
 
     async def _sit_down(self, seat: Seat, stack: AsyncExitStack) -> None:
         """Answer the other workers, and end when the parent does."""
-        commands = {"metrics": self.numbers, "reload": self._reload_on_signal}
+        commands = {"metrics": self.numbers, "reload": self._reload_beside}
         stack.callback((await seat.peers.serve(commands)).close)
         loop = asyncio.get_running_loop()
         loop.add_reader(seat.lifeline, self._orphaned)
@@ -335,7 +357,7 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_beside)
 
     def numbers(self) -> Snapshot:
         """The metrics of this process as they are now."""
@@ -358,24 +380,32 @@ class App:
 
     async def reload_all(self) -> int:
         """`reload`, here and then in the other workers."""
-        generation = self.reload()
+        generation = await self.reload()
         if self.seat is not None:
             await self.seat.peers.ask("reload")
         return generation
 
-    def _reload_on_signal(self) -> None:
+    def _reload_beside(self) -> asyncio.Task[None]:
+        return spawn(self._reload_on_signal(), name="reload")
+
+    async def _reload_on_signal(self) -> None:
         try:
-            self.reload()
+            await self.reload()
         except ConfigError as error:
             logger.error("the reload changed nothing: %s", error)
 
-    def reload(self) -> int:
-        """Read the config again and use it from the next call on. Returns its generation.
+    async def reload(self) -> int:
+        """Read the config again, and the router's files, and use them from the next call on.
+        Returns its generation.
 
         Raises ConfigError, and then nothing has changed. What is bound to sockets and stores
         (listen, admin.listen, store, workers) stays as it was until a restart.
         """
-        config = self.source.load()
+        async with self._reloading:
+            config = self.source.load()
+            return self._use(config, await self._load_router(config))
+
+    def _use(self, config: Config, router: Loaded | None) -> int:
         runtime = self._compile(config, self.gateway.runtime.generation + 1)
         tls = upstream_tls(config)
         verifier = self._verifier(config, self.verifier)
@@ -387,6 +417,7 @@ class App:
         self.gateway.use(runtime, self._callers(config))
         self._read_issuer_keys()
         self._use_forward(config, ca)
+        self._use_router(config, router)
         self.metrics.reload(runtime.known)
         logger.info("config reloaded, generation %d", runtime.generation)
         return runtime.generation

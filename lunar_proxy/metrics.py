@@ -119,6 +119,9 @@ FAMILIES: dict[str, Family] = {
     "lunar_store_degraded": _gauge("1: the shared store is out of reach, limits are local."),
     "lunar_router_seconds": _histogram("Time the router took to decide.", _OWN),
     "lunar_router_decisions_total": Family("Models the router chose.", ("model",)),
+    "lunar_router_deadline_total": Family(
+        "Calls that did not wait for the router: it was late, or could not be loaded."
+    ),
     # The least: a generation is in force once every worker has it.
     "lunar_config_generation": _gauge("Configs loaded since the start.", together=min),
     "lunar_build_info": _gauge("The version that runs.", ("version",)),
@@ -249,6 +252,10 @@ class Metrics:
         """The router has chosen `model`."""
         self._router.observe(seconds)
         self._count("lunar_router_decisions_total", (self._model(model),)).value += 1
+
+    def unrouted(self) -> None:
+        """The default, or the first target, answers a call that the router was to decide."""
+        self._count("lunar_router_deadline_total", ()).value += 1
 
     # --- how things stand
 

@@ -98,6 +98,7 @@ _TYPE_NAMES: dict[Any, str] = {
     Url: "URL",
     Path: "path",
     InterceptHost: "HOST or HOST=PROVIDER",
+    bool | Path: "true, false or path",
 }
 
 

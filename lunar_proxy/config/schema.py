@@ -31,6 +31,7 @@ from lunar_proxy.core.model import Annotate
 from .values import (
     Address,
     BaseUrl,
+    FileOrBool,
     FilePath,
     InterceptHostText,
     ListenAddress,
@@ -413,10 +414,14 @@ class Router(Model):
     )
     embedder: Text = Field(
         default="minilm",
-        description="`minilm`, `static` (faster, coarser) or a directory with a model.",
+        description="`minilm`, or a directory with model.onnx, tokenizer.json and embedder.json.",
     )
     default_model: Text | None = Field(
         default=None, description="Model when the router cannot decide."
+    )
+    feedback: FileOrBool = Field(
+        default=False,
+        description="Learn from scores of answers; a path also keeps them over a restart.",
     )
 
 

@@ -276,6 +276,22 @@ def _path(value: Any, info: Info) -> Path:
 FilePath = Annotated[Path, PlainValidator(_path), PlainSerializer(str, return_type=str)]
 
 
+def _file_or_bool(value: Any, info: Info) -> bool | Path:
+    if isinstance(value, bool):
+        return value
+    try:
+        return _path(value, info)
+    except ValueError:
+        raise ValueError("must be true, false or a path") from None
+
+
+FileOrBool = Annotated[
+    bool | Path,
+    PlainValidator(_file_or_bool),
+    PlainSerializer(lambda value: value if isinstance(value, bool) else str(value)),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class InterceptHost:
     """A host to open, and the provider its requests belong to (None: found by its base URL)."""

@@ -16,6 +16,8 @@ from .model import Annotate, Call, Headers, Identity
 
 # Endpoints whose body must be a JSON object that names a model.
 MODEL_ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings"})
+# Those, and the one whose body names no model, because it asks for one.
+JSON_ENDPOINTS = MODEL_ENDPOINTS | {"router"}
 # Deeper than any schema seen in tools or response_format; parsers further on may be recursive.
 MAX_DEPTH = 128
 MAX_FALLBACKS = 5
@@ -178,7 +180,7 @@ def _names(listed: object, param: str) -> list[str]:
 
 
 def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
-    required = endpoint in MODEL_ENDPOINTS and incoming.method == b"POST"
+    required = endpoint in JSON_ENDPOINTS and incoming.method == b"POST"
     if incoming.uploading or not (required or (_says_json(incoming.fields) and incoming.body)):
         return None
     if incoming.fields.get(b"content-encoding") not in (None, b"identity"):

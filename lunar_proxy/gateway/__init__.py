@@ -3,11 +3,25 @@
 `runtime` compiles a config; `admission` tells who calls and reserves room, `tokens` makes what
 checks a JWT; `gateway` is the life of a request; `views` are the documents about models, providers
 and prices.
+
+Where a call leaves the model to us: `decider` loads the router and decides, `choices` finds what
+it may choose among, `router` makes a plan of its decision, `answers` says it to the client.
 """
 
 from .admission import Callers
+from .decider import Decider, Loaded
 from .gateway import Gateway, Ports
-from .runtime import Runtime, compile_config
+from .runtime import Runtime, compile_config, wants_router
 from .tokens import token_verifier
 
-__all__ = ["Callers", "Gateway", "Ports", "Runtime", "compile_config", "token_verifier"]
+__all__ = [
+    "Callers",
+    "Decider",
+    "Gateway",
+    "Loaded",
+    "Ports",
+    "Runtime",
+    "compile_config",
+    "token_verifier",
+    "wants_router",
+]

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lunar_proxy.core import routing
+from lunar_proxy.core import routerask, routing
 from lunar_proxy.core.attachment import sites_at
 from lunar_proxy.core.connect import Authority
 from lunar_proxy.core.errors import (
+    InvalidRequest,
     LimitExceeded,
+    MethodNotAllowed,
     NotFound,
     ProviderError,
     ProxyError,
@@ -35,10 +37,11 @@ from lunar_proxy.core.intake import (
     unread_call,
 )
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Call, Identity, Outcome, Target
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
+from lunar_proxy.core.pricing import Price
 from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
-from lunar_proxy.core.routing import Asked, Facts
+from lunar_proxy.core.routing import Asked, Catalogue, Facts
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
 from lunar_proxy.relay.client import Client
@@ -49,6 +52,9 @@ from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Reservation, Store, entry
 
 from .admission import Caller, Callers, Limiter, limits_of, permitted
+from .answers import Running, Told, WithRouting
+from .decider import Decider
+from .router import ROUTABLE, Routed, Router
 from .runtime import Runtime
 from .sites import Visit, Visited, destination, moved, visit
 
@@ -85,13 +91,18 @@ class Ticket:
     carrier: Carrier | Passage | None = None
     reservation: Reservation | None = None
     verdict: Verdict | None = None
+    routed: Routed | None = None
 
 
 class Gateway:
     """The one data plane behind every door. `use` swaps the config; calls keep their own."""
 
-    def __init__(self, ports: Ports, runtime: Runtime, callers: Callers) -> None:
+    def __init__(
+        self, ports: Ports, runtime: Runtime, callers: Callers, decider: Decider | None = None
+    ) -> None:
         self.ports = ports
+        decider = decider or Decider(runtime.config.router, ports.now)
+        self.router = Router(decider, ports.metrics)
         self.health = Health(runtime.breaker, ports.now)
         self.limiter = Limiter(ports.store, ports.wall)
         self.inflight = 0
@@ -150,8 +161,8 @@ class Gateway:
         gone = False
         self.inflight += 1
         try:
-            carrier = await self.admit(ticket, client, upload)
-            await carrier.run()
+            running = await self.admit(ticket, client, upload)
+            await running.run()
         except ProxyError as problem:
             error = problem
         except asyncio.CancelledError:
@@ -165,9 +176,7 @@ class Gateway:
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
-    async def admit(
-        self, ticket: Ticket, client: Client, upload: Upload | None
-    ) -> Carrier | Passage:
+    async def admit(self, ticket: Ticket, client: Client, upload: Upload | None) -> Running:
         """Who asks, what for, and whether there is room. Raises ProxyError."""
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
@@ -187,7 +196,7 @@ class Gateway:
         caller: Caller,
         client: Client,
         upload: Upload | None,
-    ) -> Carrier:
+    ) -> Running:
         runtime, incoming = self.runtime, ticket.incoming
         place = seen.place if seen is not None else None
         if place is not None:
@@ -202,9 +211,52 @@ class Gateway:
             path_model=place.model if place is not None else "",
             via=place.site.provider if place is not None else None,
         )
-        plan = self._plan(runtime, call, incoming.fields)
-        ticket.reservation, ticket.verdict = await self._reserve(runtime, call, plan)
-        limit_headers = rate_limit_headers(ticket.verdict) if ticket.verdict is not None else ()
+        if call.endpoint == routerask.ENDPOINT and call.via is None:
+            return await self._admit_ask(ticket, runtime, call, client)
+        if call.model in runtime.routed or (routerask.is_auto(call.model) and call.via is None):
+            plan = await self._route(ticket, runtime, call)
+        else:
+            plan = self._plan(runtime, call, incoming.fields)
+        return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
+
+    async def _admit_ask(
+        self, ticket: Ticket, runtime: Runtime, call: Call, client: Client
+    ) -> Running:
+        """POST /v1/router: decide, and unless only that is wanted go on as a chat call would."""
+        if call.method != b"POST":
+            raise MethodNotAllowed("/v1/router takes POST", headers=(("allow", "POST"),))
+        if call.doc is None:
+            raise InvalidRequest("send a JSON object", code="invalid_json")
+        ask = routerask.read_ask(call)
+        ticket.call = call = call._replace(model=routerask.auto_name(ask))
+        decided = await self.router.choose(runtime, self.facts, call, ask)
+        document = decided.document()
+        if not ask.execute:
+            name = Target("", decided.selected.name)
+            await self._reserve(ticket, call, name, None)
+            created = int(self.ports.wall())
+            headers = (*self._limit_headers(ticket), *decided.headers())
+            head = ((b"x-request-id", ticket.id.encode()), *headers)
+            return Told(client, head, routerask.decision_only(ticket.id, created, document))
+        chat = routerask.chat_call(call, call.model)
+        asked = self._asked(runtime, chat, ticket.incoming.fields)
+        ticket.routed = self.router.planned(runtime, self.facts, asked, decided)
+        plan = self._routed_plan(ticket.routed, chat)
+        spliced = WithRouting(client, document, stream=call.stream)
+        return await self._carrier(ticket, runtime, chat, plan, spliced, None)
+
+    async def _carrier(
+        self,
+        ticket: Ticket,
+        runtime: Runtime,
+        call: Call,
+        plan: list[Target],
+        client: Client,
+        upload: Upload | None,
+        seen: Visit | None = None,
+    ) -> Carrier:
+        incoming = ticket.incoming
+        await self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
         total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = Carrier(
@@ -217,7 +269,8 @@ class Gateway:
             total_at=deadline,
             upload=upload,
             debug=incoming.fields.get(b"x-lunar-debug") == b"1",
-            extra_headers=tuple((k.encode(), v.encode()) for k, v in limit_headers),
+            extra_headers=self._limit_headers(ticket),
+            routing_headers=ticket.routed.headers if ticket.routed is not None else (),
         )
         ticket.carrier = carrier
         return carrier
@@ -302,6 +355,18 @@ class Gateway:
 
     # --- inside -----------------------------------------------------------------------------------
 
+    async def _route(self, ticket: Ticket, runtime: Runtime, call: Call) -> list[Target]:
+        """The plan of a call that leaves the order, or the model, to the router."""
+        if call.endpoint not in ROUTABLE:
+            return self._plan(runtime, call, ticket.incoming.fields)
+        asked = self._asked(runtime, call, ticket.incoming.fields)
+        ticket.routed = await self.router.route(runtime, self.facts, call, asked)
+        return self._routed_plan(ticket.routed, call)
+
+    def _routed_plan(self, routed: Routed, call: Call) -> list[Target]:
+        plan = routing.plan(routed.asked, routed.catalogue, routed.facts)
+        return self._narrowed(call.identity, routed.asked, plan, routed.catalogue, routed.facts)
+
     def _plan(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> list[Target]:
         asked = self._asked(runtime, call, fields)
         if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
@@ -310,16 +375,23 @@ class Gateway:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
             return permitted(call.identity, f"{asked.provider}/", [Target(asked.provider, "")])
         plan = self._plan_of(runtime, asked)
-        if call.identity is None or not call.identity.models:
-            return plan
-        return self._narrowed(call.identity, asked, plan)
+        catalogue = runtime.catalogue_for(asked.host)
+        return self._narrowed(call.identity, asked, plan, catalogue, self.facts)
 
-    def _narrowed(self, identity: Identity, asked: Asked, plan: list[Target]) -> list[Target]:
+    def _narrowed(
+        self,
+        identity: Identity | None,
+        asked: Asked,
+        plan: list[Target],
+        catalogue: Catalogue,
+        facts: Facts,
+    ) -> list[Target]:
         """What the key may use of a plan. A fallback that the request names is asked for as much
         as the model is; one of the config's comes with the model."""
+        if identity is None or not identity.models:
+            return plan
         if not asked.fallbacks:
             return permitted(identity, _full_name(asked, self.runtime), plan)
-        catalogue, facts = self.runtime.catalogue_for(asked.host), self.facts
         first = routing.resolve(asked, catalogue, facts)
         allowed = set(permitted(identity, _full_name(asked, self.runtime), first))
         for name in asked.fallbacks:
@@ -379,14 +451,20 @@ class Gateway:
         )
 
     async def _reserve(
-        self, runtime: Runtime, call: Call, plan: list[Target]
-    ) -> tuple[Reservation | None, Verdict | None]:
+        self, ticket: Ticket, call: Call, target: Target, price: Price | object | None
+    ) -> None:
         identity = call.identity
         limits = identity.limits if identity is not None and identity.limits is not None else None
         if (limits or self._default_limits).empty:
-            return None, None
-        target = plan[0]
-        return await self.limiter.take(call, self._default_limits, target, runtime.price(target))
+            return
+        ticket.reservation, ticket.verdict = await self.limiter.take(
+            call, self._default_limits, target, price
+        )
+
+    def _limit_headers(self, ticket: Ticket) -> Headers:
+        if ticket.verdict is None:
+            return ()
+        return tuple((k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict))
 
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""
@@ -407,9 +485,7 @@ class Gateway:
     def _error_headers(
         self, ticket: Ticket, carrier: Carrier | Passage | None
     ) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", ticket.id.encode())]
-        if ticket.verdict is not None:
-            headers += [(k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict)]
+        headers = [(b"x-request-id", ticket.id.encode()), *self._limit_headers(ticket)]
         if carrier is not None:
             headers += carrier.answer_headers()
         return headers

@@ -51,6 +51,7 @@ class Runtime:
     sites: tuple[Site, ...]  # for what comes by HTTPS_PROXY
     visited: Catalogue  # the same, and with the hosts of `intercept.hosts` that are nobody's
     names: frozenset[str]  # every model the config names, for bounded labels
+    routed: frozenset[str]  # aliases whose order, or part of it, is the router's to say
     _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
 
     def account(self, target: Target) -> Account:
@@ -129,6 +130,7 @@ def compile_config(
         annotate=config.annotate,
         annotate_there=config.intercept_annotate,
         names=_names(config, resolved),
+        routed=_routed(config),
         _deployment_prices={
             name: _deployment_price(deployment) for name, deployment in config.deployments.items()
         },
@@ -251,6 +253,25 @@ def _rules(config: Config) -> Rules:
         retry_after_cap_s=r.retry_after_cap_s,
         splice=config.stream_recovery == "splice",
     )
+
+
+def wants_router(config: Config) -> bool:
+    """Whether the config speaks of the router, so that calls will need it."""
+    return bool(config.router.model_fields_set or _routed(config))
+
+
+def _routed(config: Config) -> frozenset[str]:
+    """Aliases with `strategy: router`, and those that lead to one."""
+    found = {name for name, alias in config.models.items() if alias.strategy == "router"}
+    while True:
+        more = {
+            name
+            for name, alias in config.models.items()
+            if name not in found and any(entry.target in found for entry in alias.targets)
+        }
+        if not more:
+            return frozenset(found)
+        found |= more
 
 
 def _names(config: Config, resolved: Sequence[ResolvedProvider]) -> frozenset[str]:

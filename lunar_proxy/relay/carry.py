@@ -43,6 +43,7 @@ class Carrier:
     total_at: float
     upload: Upload | None = None
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
+    routing_headers: tuple[tuple[bytes, bytes], ...] = ()  # what the router decided
     debug: bool = False  # the client asked for x-lunar-attempts-log
     attempts: list[Attempt] = field(default_factory=list)
     target: Target | None = None
@@ -346,6 +347,7 @@ class Carrier:
         ]
         if model_id := self.engine.directory.model_id(self.target):
             headers.append((b"x-lunar-model", _field_value(model_id)))
+        headers += self.routing_headers
         if self.debug:
             headers.append((b"x-lunar-attempts-log", orjson.dumps(self._log())))
         return headers

@@ -20,6 +20,8 @@ from .clusters import Clusters, write_atomically
 from .errors import BadFile, Mismatch
 
 SCHEMA = 1
+# Other files that may lie beside the profiles.
+_OTHERS = frozenset({"feedback.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def _floats(values: Iterable[Any]) -> tuple[float, ...]:
 def load_profiles(directory: Path, clusters: Clusters) -> list[Profile]:
     """Every `*.json` of the directory, by name; each checked against `clusters`."""
     found = []
-    for path in sorted(directory.glob("*.json")):
+    for path in sorted(path for path in directory.glob("*.json") if path.name not in _OTHERS):
         profile = load_profile(path)
         profile.require(clusters, path)
         found.append(profile)

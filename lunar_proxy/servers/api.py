@@ -23,6 +23,10 @@ def routes(gateway: Gateway) -> Mapping[tuple[bytes, bytes], Route]:
 
         return route
 
+    async def profiles(incoming: Incoming) -> Answer:
+        await gateway.callers.of(incoming.headers, incoming.client)
+        return json_answer(await gateway.router.profiles(gateway.runtime))
+
     return {
         (b"GET", b"/health"): _always(lambda: {"status": "ok"}),
         (b"GET", b"/v1/models"): known_caller(lambda who, _: views.models(gateway, who)),
@@ -32,6 +36,7 @@ def routes(gateway: Gateway) -> Mapping[tuple[bytes, bytes], Route]:
         (b"GET", b"/v1/providers"): known_caller(
             lambda _, asked: views.providers(gateway, _query(asked.query, "model"))
         ),
+        (b"GET", b"/v1/router/profiles"): profiles,
         (b"GET", b"/v1/pricing/models"): _always(lambda: views.pricing(gateway)),
     }
 

@@ -42,7 +42,7 @@ from .bounds import BODY_IDLE_S, KEEP_ALIVE_S, MAX_HEAD, too_large
 # What an answer may pile up between the engine and a slow client, per call.
 MAX_QUEUE = 128 * 1024
 # Read whole, whatever the content type says: a JSON document is needed here.
-JSON_PATHS = (b"/chat/completions", b"/completions", b"/responses")
+JSON_PATHS = (b"/chat/completions", b"/completions", b"/responses", b"/v1/router")
 SERVER = "lunar-proxy"
 # aiohttp's own access log is off: the engine writes one line a call.
 _SILENT = cast(logging.Logger, None)

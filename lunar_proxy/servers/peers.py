@@ -17,7 +17,7 @@ PATIENCE_S = 1.0
 # Of an answer: a snapshot with a series for every known model is far smaller.
 MAX_LINE = 64 * 1024 * 1024
 
-Command = Callable[[], Any]
+Command = Callable[[], Any]  # what it gives is awaited if it takes its time
 
 
 class Peers:
@@ -35,7 +35,10 @@ class Peers:
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     command = commands.get((await reader.readline()).decode().strip())
-                    writer.write(orjson.dumps(command() if command is not None else None) + b"\n")
+                    said = command() if command is not None else None
+                    if isinstance(said, asyncio.Future):
+                        said = await asyncio.shield(said)  # it goes on when we no longer wait
+                    writer.write(orjson.dumps(said) + b"\n")
                     await writer.drain()
             except (OSError, TimeoutError):
                 pass  # it asks again

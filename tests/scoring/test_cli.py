@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +163,20 @@ def test_eval_prints_a_table_and_draws(made: Path, capsys: pytest.CaptureFixture
         "always",
     }
     assert (made / "report" / "eval.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((made / "report" / "eval.json").read_text()).keys() >= KEYS
+    assert json.loads((made / "report" / "eval.jsonl").read_text()).keys() >= KEYS
+
+
+def test_eval_can_report_beside_the_profiles_it_measures(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fitted = tmp_path / "fitted"
+    shutil.copytree(made / "DIR", fitted)
+    for _ in range(2):  # the report of the first must not be taken for a profile by the second
+        code, out, _ = call(
+            capsys, made, "eval", "--data", made / "test.gz", "--out", fitted, "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["apgr"] > 0.8
 
 
 def test_eval_says_which_price_it_does_not_know(

@@ -87,6 +87,12 @@ def test_comes_back_as_it_was_saved(router: Router, tmp_path: Path) -> None:
     assert load_feedback(path, router.clusters) == feedback
 
 
+def test_may_lie_beside_the_profiles(tmp_path: Path) -> None:
+    known = clusters(tmp_path)
+    save_feedback(Feedback(known.sha256), tmp_path / "feedback.json")
+    assert Router.load(tmp_path).ids == []
+
+
 def test_feedback_on_other_clusters_is_refused(router: Router, tmp_path: Path) -> None:
     other = Feedback("0" * 64)
     with pytest.raises(Mismatch):
