@@ -347,6 +347,8 @@ class App:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_s):
                 await self.gateway.idle()
+                if self.forward is not None:
+                    await self.forward.quiet()
         self.gateway.draining = True
         await http.shutdown(timeout=0.5)
 

@@ -33,6 +33,7 @@ INFERENCE = frozenset(
     }
 )
 _V1 = b"/v1/"
+_ENDINGS = tuple(f"/{endpoint}".encode() for endpoint in INFERENCE)
 # Azure names the deployment in the path: /openai/deployments/NAME/chat/completions.
 _DEPLOYMENT = re.compile(rb"(?P<base>.*)/openai/deployments/(?P<name>[^/]+)/(?P<tail>.+)")
 
@@ -100,8 +101,8 @@ def _places(site: Site, path: bytes) -> Iterable[Place]:
         yield Place(site, found["base"] + b"/openai", _V1 + found["tail"], name)
         return
     if site.prefixes is None:
-        endings = (f"/{endpoint}".encode() for endpoint in INFERENCE)
-        prefixes = [path[: -len(ending)] for ending in endings if path.endswith(ending)]
+        endings = [ending for ending in _ENDINGS if path.endswith(ending)]
+        prefixes = [path[: -len(max(endings, key=len))]] if endings else []
     else:
         prefixes = [prefix for prefix in site.prefixes if path.startswith(prefix + b"/")]
     for prefix in prefixes:

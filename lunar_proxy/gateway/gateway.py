@@ -184,7 +184,7 @@ class Gateway:
         via = incoming.via
         proxy_authorization = via.proxy_authorization if via is not None else None
         caller = await self.callers.of(incoming.headers, incoming.client, proxy_authorization)
-        seen = visit(self.runtime.sites, via, incoming.path) if via is not None else None
+        seen = visit(self.runtime.find_site, via, incoming.path) if via is not None else None
         if seen is not None and not self._treats(seen, incoming, caller):
             return self._let_pass(ticket, seen, caller, client, upload)
         return await self._admit(ticket, seen, caller, client, upload)
@@ -199,7 +199,7 @@ class Gateway:
     ) -> Running:
         runtime, incoming = self.runtime, ticket.incoming
         place = seen.place if seen is not None else None
-        if place is not None:
+        if place is not None and place.path != incoming.path:
             ticket.incoming = incoming = replace(incoming, path=place.path)
         ticket.call = call = read_call(
             incoming,

@@ -27,7 +27,7 @@ from lunar_proxy.providers import DIALECTS, demo
 from lunar_proxy.providers.base import Account, Origin, Timeouts, static_head
 from lunar_proxy.relay.health import Breaker
 
-from .sites import compile_sites, guests
+from .sites import Find, compile_sites, finder, guests
 
 # Bare model ids whose sellers are remembered; callers use a handful of them.
 REMEMBERED = 1024
@@ -49,6 +49,7 @@ class Runtime:
     annotate: Annotate
     annotate_there: Annotate  # for calls to a provider's host (HTTPS_PROXY)
     sites: tuple[Site, ...]  # for what comes by HTTPS_PROXY
+    find_site: Find
     visited: Catalogue  # the same, and with the hosts of `intercept.hosts` that are nobody's
     names: frozenset[str]  # every model the config names, for bounded labels
     routed: frozenset[str]  # aliases whose order, or part of it, is the router's to say
@@ -124,6 +125,7 @@ def compile_config(
         deployments=config.deployments,
         catalogue=catalogue,
         sites=sites,
+        find_site=finder(sites),
         visited=_visited(catalogue, guests(sites)),
         rules=_rules(config),
         breaker=Breaker(config.breaker.failures, config.breaker.window_s, config.breaker.open_s),

@@ -6,13 +6,14 @@ Attachment + path -> Visit      whose call it is, and where it has to go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from lunar_proxy.config import Config, ResolvedProvider
 from lunar_proxy.core.attachment import Attachment, Place, Site, locate, sites_at
-from lunar_proxy.core.connect import host_pattern
+from lunar_proxy.core.connect import Authority, host_pattern
 from lunar_proxy.core.model import Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.providers.base import Account, Origin, static_head
@@ -37,11 +38,24 @@ class Visit:
         return self.site.provider if self.site is not None else self.via.authority.host
 
 
-def visit(sites: Sequence[Site], via: Attachment, path: bytes) -> Visit:
-    here = sites_at(sites, via.authority)
-    place = locate(here, path)
-    site = place.site if place is not None else next(iter(here), None)
-    return Visit(via, site, place)
+# Host and path -> who lives there, and what of theirs the path is.
+Find = Callable[[Authority, bytes], tuple[Site | None, Place | None]]
+# Requests of an application differ in their bodies, hardly in their paths; ids make some endless.
+_REMEMBERED, _LONGEST = 1024, 256
+
+
+def finder(sites: Sequence[Site]) -> Find:
+    def find(authority: Authority, path: bytes) -> tuple[Site | None, Place | None]:
+        here = sites_at(sites, authority)
+        place = locate(here, path)
+        return (place.site if place is not None else next(iter(here), None)), place
+
+    known = lru_cache(maxsize=_REMEMBERED)(find)
+    return lambda authority, path: (known if len(path) < _LONGEST else find)(authority, path)
+
+
+def visit(find: Find, via: Attachment, path: bytes) -> Visit:
+    return Visit(via, *find(via.authority, path))
 
 
 def compile_sites(config: Config, resolved: Sequence[ResolvedProvider]) -> tuple[Site, ...]:

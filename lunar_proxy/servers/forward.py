@@ -163,6 +163,17 @@ class Forward:
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
+    async def quiet(self, pause_s: float = 1.0) -> None:
+        """Until no tunnel has moved a byte for so long; what idles is nothing to wait for."""
+        before = -1
+        while self._tunnels and (moved := self._moved()) != before:
+            before = moved
+            await asyncio.sleep(pause_s)
+
+    def _moved(self) -> int:
+        here = sum(each.client.bytes_read + each.upstream.bytes_read for each in self._tunnels)
+        return here + self.counts.bytes_up + self.counts.bytes_down
+
     def close(self) -> None:
         """Drop every tunnel and everything that is about to become one."""
         for task in self._pending:

@@ -166,6 +166,27 @@ async def test_a_silent_tunnel_is_closed_and_a_busy_one_is_not() -> None:
         w2.close()
 
 
+async def test_a_shutdown_waits_for_tunnels_that_move_and_not_for_those_that_idle() -> None:
+    async with peer(echo) as target, proxy(tunnels := forward()) as port:
+        reader, writer = await established(port, target)
+        stop = asyncio.Event()
+
+        async def chat() -> None:
+            while not stop.is_set():
+                writer.write(b"x")
+                await reader.readexactly(1)
+
+        busy = asyncio.ensure_future(chat())
+        waiting = asyncio.ensure_future(tunnels.quiet(pause_s=0.1))
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done
+        stop.set()
+        await busy
+        await asyncio.wait_for(waiting, 5)
+        assert tunnels.open_tunnels == 1
+        writer.close()
+
+
 async def test_closing_drops_every_tunnel() -> None:
     async with peer(echo) as target, proxy(tunnels := forward()) as port:
         reader, writer = await established(port, target)
