@@ -299,6 +299,24 @@ def _limits_anywhere(config: Config) -> bool:
     return claimed or any(limits and not limits.compiled().empty for limits in own)
 
 
+def _feedback(config: Config) -> Iterator[Problem]:
+    if config.workers > 1 and config.router.feedback is not False:
+        yield Problem(
+            ("router", "feedback"),
+            "is kept by each worker alone, so they would decide differently; use workers: 1",
+        )
+
+
+_NOT_AUTO = "auto is for clients to ask for; use an alias with strategy: router"
+
+
+def _auto(config: Config) -> Iterator[Problem]:
+    """What the router chooses among cannot be the router's choice again."""
+    for path, name in _named_targets(config):
+        if name == "auto" or name.startswith("auto:"):
+            yield Problem(path, _NOT_AUTO)
+
+
 def _backoff(config: Config) -> Iterator[Problem]:
     given = config.retries.model_fields_set
     if {"backoff_s", "max_backoff_s"} <= given and (
@@ -325,6 +343,8 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("auth",), _auth_keys),
     (("auth",), _jwt),
     (("workers", "store", "limits", "auth"), _shared_limits),
+    (("workers", "router"), _feedback),
+    (("models", "fallbacks", "router"), _auto),
     (("retries",), _backoff),
     (("upstream_ca",), _files),
 )

@@ -5,11 +5,13 @@ checks a JWT; `gateway` is the life of a request; `views` are the documents abou
 and prices.
 
 Where a call leaves the model to us: `decider` loads the router and decides, `choices` finds what
-it may choose among, `router` makes a plan of its decision, `answers` says it to the client.
+it may choose among, `router` makes a plan of its decision, `answers` says it to the client,
+`learning` takes what is said of the answer. `explain` shows a plan without carrying it out.
 """
 
 from .admission import Callers
 from .decider import Decider, Loaded
+from .explain import explain
 from .gateway import Gateway, Ports
 from .runtime import Runtime, compile_config, wants_router
 from .tokens import token_verifier
@@ -22,6 +24,7 @@ __all__ = [
     "Ports",
     "Runtime",
     "compile_config",
+    "explain",
     "token_verifier",
     "wants_router",
 ]

@@ -41,6 +41,7 @@ from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
+from lunar_proxy.core.routerask import is_auto
 from lunar_proxy.core.routing import Asked, Catalogue, Facts
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
@@ -54,6 +55,7 @@ from lunar_proxy.stores import Reservation, Store, entry
 from .admission import Caller, Callers, Limiter, limits_of, permitted
 from .answers import Running, Told, WithRouting
 from .decider import Decider
+from .learning import Answered, Learner
 from .router import ROUTABLE, Routed, Router
 from .runtime import Runtime
 from .sites import Visit, Visited, destination, moved, visit
@@ -103,6 +105,7 @@ class Gateway:
         self.ports = ports
         decider = decider or Decider(runtime.config.router, ports.now)
         self.router = Router(decider, ports.metrics)
+        self.learner = Learner(decider)
         self.health = Health(runtime.breaker, ports.now)
         self.limiter = Limiter(ports.store, ports.wall)
         self.inflight = 0
@@ -211,10 +214,12 @@ class Gateway:
             path_model=place.model if place is not None else "",
             via=place.site.provider if place is not None else None,
         )
+        if (said := incoming.fields.get(b"x-lunar-feedback")) is not None:
+            self.learner.heed(said, _subject(call))
         if call.endpoint == routerask.ENDPOINT and call.via is None:
             return await self._admit_ask(ticket, runtime, call, client)
-        if call.model in runtime.routed or (routerask.is_auto(call.model) and call.via is None):
-            plan = await self._route(ticket, runtime, call)
+        if self._leaves_it_to_us(runtime, call):
+            _, ticket.routed, plan = await self.planned(runtime, call, incoming.fields)
         else:
             plan = self._plan(runtime, call, incoming.fields)
         return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
@@ -328,6 +333,8 @@ class Gateway:
         outcome = self._outcome(ticket, error, status, gone=gone)
         if ticket.reservation is not None:
             self.limiter.settle(ticket.reservation, outcome)
+        if ticket.routed is not None:
+            self._remember(ticket.routed, outcome)
         if outcome.target is not None:
             self.ports.store.add((entry(outcome, self.ports.wall()),))
         self.ports.metrics.observe(outcome)
@@ -342,6 +349,16 @@ class Gateway:
         """Whether a provider lives at this host."""
         return bool(sites_at(self.runtime.sites, authority))
 
+    async def planned(
+        self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]
+    ) -> tuple[Asked, Routed | None, list[Target]]:
+        """What a call asks for, and the targets it may go to; waits for the router if need be."""
+        asked = self._asked(runtime, call, fields)
+        if not self._leaves_it_to_us(runtime, call):
+            return asked, None, self._plan(runtime, call, fields)
+        routed = await self.router.route(runtime, self.facts, call, asked)
+        return asked, routed, self._routed_plan(routed, call)
+
     async def idle(self) -> None:
         """Until no call is under way."""
         while self.inflight:
@@ -355,13 +372,18 @@ class Gateway:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    async def _route(self, ticket: Ticket, runtime: Runtime, call: Call) -> list[Target]:
-        """The plan of a call that leaves the order, or the model, to the router."""
-        if call.endpoint not in ROUTABLE:
-            return self._plan(runtime, call, ticket.incoming.fields)
-        asked = self._asked(runtime, call, ticket.incoming.fields)
-        ticket.routed = await self.router.route(runtime, self.facts, call, asked)
-        return self._routed_plan(ticket.routed, call)
+    def _leaves_it_to_us(self, runtime: Runtime, call: Call) -> bool:
+        """Whether the model, or the order of an alias, is the router's to say."""
+        wanted = call.model in runtime.routed or (is_auto(call.model) and call.via is None)
+        return wanted and call.endpoint in ROUTABLE
+
+    def _remember(self, routed: Routed, outcome: Outcome) -> None:
+        """Who answered a routed call, for what may be said of the answer."""
+        if not self.learner.on or outcome.error is not None or outcome.target is None:
+            return
+        if (found := routed.measured_as(outcome.target)) is not None:
+            answered = Answered(*found, caller=_subject(outcome.call))
+            self.learner.remember(outcome.call.id, answered)
 
     def _routed_plan(self, routed: Routed, call: Call) -> list[Target]:
         plan = routing.plan(routed.asked, routed.catalogue, routed.facts)
@@ -533,6 +555,10 @@ class Gateway:
             attempts=tuple(carrier.attempts) if carrier is not None else (),
             disconnected=carrier.phase if gone and carrier is not None else None,
         )
+
+
+def _subject(call: Call) -> str | None:
+    return call.identity.id if call.identity is not None else None
 
 
 def _full_name(asked: Asked, runtime: Runtime) -> str:

@@ -105,6 +105,14 @@ class Routed:
     def headers(self) -> Headers:
         return self.decided.headers() if self.decided is not None else ()
 
+    def measured_as(self, target: Target) -> tuple[str, int] | None:
+        """The profile of a target and the prompt's cluster; None for one not chosen by prompt."""
+        if self.decided is None:
+            return None
+        cluster = self.decided.verdict.decision.cluster_id
+        choices = self.decided.choices.values()
+        return next((((c.profile.id, cluster)) for c in choices if target in c.targets), None)
+
 
 class Router:
     """One for the process; what changes with a config comes in with every call."""

@@ -75,8 +75,8 @@ def _provider(gateway: Gateway, id: str, target: Target | None) -> dict[str, Any
     account = runtime.account(target or Target(id, ""))
     params: dict[str, Any] = {}
     if target is not None:
-        params = {"model": runtime.model_id(target), **_prices(runtime.price(target))}
-        params |= _measured(gateway, target)
+        params = {"model": runtime.model_id(target), **prices(runtime.price(target))}
+        params |= measured(gateway, target)
     elif known is not None and known.globs:
         params["models"] = list(known.globs)
     if known is not None and not known.enabled:
@@ -88,7 +88,7 @@ def _provider(gateway: Gateway, id: str, target: Target | None) -> dict[str, Any
     return {"id": id, "type": dialect, "enabled": enabled, "params": params}
 
 
-def _prices(price: Price | HourlyPrice | None) -> dict[str, Any]:
+def prices(price: Price | HourlyPrice | None) -> dict[str, Any]:
     if isinstance(price, HourlyPrice):
         return {"cost_per_hour": float(price.usd_per_hour)}
 
@@ -102,7 +102,7 @@ def _prices(price: Price | HourlyPrice | None) -> dict[str, Any]:
     }
 
 
-def _measured(gateway: Gateway, target: Target) -> dict[str, Any]:
+def measured(gateway: Gateway, target: Target) -> dict[str, Any]:
     seen = gateway.health.of(target) if target in gateway.health.snapshot() else None
     return {
         "ttft_ms": round(seen.ttft_s * 1000, 3) if seen and seen.ttft_s is not None else None,

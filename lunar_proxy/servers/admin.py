@@ -27,6 +27,7 @@ from lunar_proxy.metrics import Snapshot, render
 from lunar_proxy.stores import Store
 
 from .admin_keys import KeyDesk
+from .admin_router import RouterDesk
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -60,6 +61,7 @@ class Admin:
             ("POST", "/-/reload"): self._reload,
         }
         self._keys = KeyDesk(process)
+        self._router = RouterDesk(process.gateway)
         self._failures = AuthFailures()
 
     def protocol(self) -> asyncio.BaseProtocol:
@@ -86,6 +88,8 @@ class Admin:
             status, body, content_type = await about_keys(request)
             headers = {"content-type": content_type, "cache-control": "no-store"}
             return web.Response(status=status, headers=headers, body=body)
+        if (about_routes := self._router.route(request.method, request.path)) is not None:
+            return _json(await about_routes(request))
         raise NotFound(f"there is nothing at {request.method} {request.path[:200]}")
 
     def _authenticate(self, request: web.BaseRequest) -> None:

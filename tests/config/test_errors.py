@@ -213,6 +213,24 @@ VARIABLES = {
 }
 
 REFERENCES = {
+    "feedback of many": (
+        "workers: 2\nstore: sqlite:x.db\nrouter: {feedback: true}\n",
+        [
+            "3: router.feedback: is kept by each worker alone, so they would decide differently; "
+            "use workers: 1"
+        ],
+    ),
+    "feedback of a wrong type": (
+        "router: {feedback: 3}\n",
+        ["1: router.feedback: must be true, false or a path"],
+    ),
+    "auto as a target": (
+        "models:\n  a:\n    targets: [auto, demo/echo]\ndemo: true\n",
+        [
+            "3: models.a.targets[0]: "
+            "auto is for clients to ask for; use an alias with strategy: router"
+        ],
+    ),
     "unknown provider": (
         "models:\n  a:\n    targets:\n      - opnai/gpt-4o\n",
         ["4: models.a.targets[0]: no such provider, did you mean openai?"],

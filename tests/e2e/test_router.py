@@ -341,3 +341,96 @@ def test_profiles_that_cannot_be_read_are_a_bad_config(stage: Stage, tmp_path: P
         assert "nowhere" in answer.error["message"]
         assert routing(proxy)["selected_model"] == "gpt-4o"
     assert orjson.loads(answer.body)["detail"].startswith("nothing was changed")
+
+
+# --- learning from use ----------------------------------------------------------------------------
+
+
+def feedback(proxy: Proxy, method: str = "GET", doc: Any = None, query: str = "") -> Answer:
+    return ask(proxy.admin, doc, path=f"/-/feedback{query}", method=method)
+
+
+@pytest.fixture
+def learning(stage: Stage, tmp_path: Path) -> Iterator[Proxy]:
+    kept = {"deadline_ms": 10_000, "feedback": str(tmp_path / "feedback.json")}
+    with serving(tmp_path, config(stage.upstream.url, router=kept)) as running:
+        stage.play(chat_answer("done"))
+        yield running
+
+
+def test_scores_move_the_model_that_answered_and_can_be_taken_back(learning: Proxy) -> None:
+    before = routing(learning)["all_scores"]
+    for number in range(40):
+        key = {"x-request-id": f"bad-{number}"}
+        assert ask(learning.url, auto("auto:gpt-4o"), headers=key).status == 200
+        answer = feedback(learning, "POST", {"request_id": f"bad-{number}", "score": 0})
+        assert answer.doc["model"] == "gpt-4o-2024-08-06"
+    after = routing(learning)["all_scores"]
+    assert after["gpt-4o"] > before["gpt-4o"]
+    assert after["gpt-4o-mini"] == before["gpt-4o-mini"]
+    (cell,) = feedback(learning).doc["cells"]
+    assert (cell["model"], cell["wrong"]) == ("gpt-4o-2024-08-06", 40)
+
+    assert ask(learning.admin, path="/-/reload").status == 200
+    assert routing(learning)["all_scores"] == after  # it is in the file
+    query = f"?model=gpt-4o-2024-08-06&cluster={cell['cluster']}"
+    assert feedback(learning, "DELETE", query=query).doc["cells"] == []
+    assert routing(learning)["all_scores"] == before
+
+
+def test_a_caller_scores_its_own_earlier_call_with_a_header(learning: Proxy) -> None:
+    mine, other = ({"x-api-key": "pk_test_" + letter * 32} for letter in "am")
+    ask(learning.url, auto("auto:gpt-4o"), headers={**mine, "x-request-id": "scored"})
+    ask(learning.url, chat("house/gpt-4o-mini"), headers={**other, "x-lunar-feedback": "scored=1"})
+    assert feedback(learning).doc["awaiting_score"] == 1
+    ask(learning.url, chat("house/gpt-4o"), headers={**mine, "x-lunar-feedback": "scored=1"})
+    (cell,) = eventually(lambda: feedback(learning).doc["cells"])
+    assert (cell["model"], cell["right"]) == ("gpt-4o-2024-08-06", 1)
+
+
+def test_a_call_is_scored_once_and_by_a_number(learning: Proxy) -> None:
+    ask(learning.url, auto(), headers={"x-request-id": "once"})
+    for score in (2, -1, "good", True, None):
+        answer = feedback(learning, "POST", {"request_id": "once", "score": score})
+        assert (answer.status, answer.error["param"]) == (400, "score")
+    assert feedback(learning, "POST", {"request_id": "once", "score": 1}).status == 200
+    assert feedback(learning, "POST", {"request_id": "once", "score": 1}).status == 404
+
+
+def test_without_being_asked_for_nothing_is_remembered(routed: Proxy, stage: Stage) -> None:
+    stage.play(chat_answer("done"))
+    ask(routed.url, auto(), headers={"x-request-id": "off"})
+    assert feedback(routed).doc == {"enabled": False, "awaiting_score": 0, "cells": []}
+    assert feedback(routed, "POST", {"request_id": "off", "score": 1}).status == 400
+
+
+# --- explained ------------------------------------------------------------------------------------
+
+
+def explained(proxy: Proxy, doc: dict[str, Any]) -> dict[str, Any]:
+    answer = ask(proxy.admin, doc, path="/-/route/explain")
+    assert answer.status == 200, answer.body
+    found: dict[str, Any] = answer.doc
+    return found
+
+
+def test_a_plan_is_explained_without_being_carried_out(routed: Proxy, stage: Stage) -> None:
+    doc = explained(routed, auto("pick", fallbacks=["house/gpt-4o-mini"]))
+    assert [(row["target"], row["index"]) for row in doc["plan"]] == [
+        ("house/gpt-4o", 0),
+        ("house/gemma-2-2b-it", 1),
+        ("house/gpt-4o-mini", 2),
+    ]
+    assert doc["plan"][0]["why"].startswith("place 1 by the router: expected error 0.")
+    assert doc["plan"][2]["why"] == "fallback of the request"
+    assert doc["plan"][0]["input_per_million"] == 10
+    assert doc["routing"]["selected_model"] == "house/gpt-4o"
+    assert stage.requests == []
+
+
+def test_a_plan_without_the_router_is_explained_too(routed: Proxy) -> None:
+    doc = explained(routed, chat("house/gpt-4o"))
+    assert doc["routing"] is None
+    assert [row["why"] for row in doc["plan"]] == ["the provider that the request names"]
+    answer = ask(routed.admin, chat("unheard-of"), path="/-/route/explain")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
