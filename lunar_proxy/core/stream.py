@@ -281,7 +281,7 @@ class Stream:
                 self._pass(out, event, sent)
                 continue
             meaning = self._read(event)
-            if meaning.error:
+            if meaning.error and not self._done:  # what comes after the end undoes nothing
                 self._fail(event, sent)
                 break
             self._note(event, meaning)
