@@ -177,10 +177,13 @@ class Stream:
         out: list[bytes] = []
         if self._continuation is not None and self.error is None:
             out += self._take(self._parser.feed(self._continuation.eof()))
-        for event in self._parser.eof() if self.error is None else ():
+        unended = self._parser.eof() if self.error is None else []
+        for event in unended:
             out += self._end_inside(event)
         if self.error is None:
             self._flush(out, spliced=self.complete)
+            if self.finish_seen and any(_loads(event.data) for event in unended):
+                out.append(b"\n\n")  # without it nobody would see the finish_reason in it
         return b"".join(out)
 
     def error_event(self, message: str, type: str, code: str) -> bytes:
