@@ -66,7 +66,7 @@ def parse(body: bytes) -> list[SSEEvent]:
     """The events of a stream; fails when it ends inside one."""
     parser = SSEParser()
     events = parser.feed(body)
-    assert parser.pending == b"", f"the stream ends in half an event: {parser.pending!r}"
+    assert not parser.pending.strip(), f"the stream ends in half an event: {parser.pending!r}"
     return list(events)
 
 

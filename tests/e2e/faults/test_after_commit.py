@@ -144,6 +144,8 @@ def test_a_responses_stream_that_fails_ends_in_an_error_that_says_why(scene: Sce
 # --- complete, whatever the connection does -----------------------------------------------------
 
 FINISH: dict[str, Callable[[Api], tuple[Step, ...]]] = {
+    "closed without a blank line": lambda api: (Chunk(api.finish[:-2]), Close()),
+    "ended without a blank line": lambda api: (Chunk(api.finish[:-1]), End()),
     "closed without [DONE]": lambda api: (Chunk(api.finish), Close()),
     "reset without [DONE]": lambda api: (Chunk(api.finish), Break()),
     "ended without [DONE]": lambda api: (Chunk(api.finish), End()),
@@ -237,6 +239,15 @@ def test_each_choice_has_a_second_to_follow_the_other(scene: Scene) -> None:
     answer = scene.ask(CHAT, stream=True, n=2)
     assert answer.text(CHAT) == "abc"
     assert answer.seconds < 4.5
+    assert scene.record["error"] is None
+
+
+def test_an_error_behind_the_end_undoes_nothing(scene: Scene) -> None:
+    ending = b"".join(CHAT.ending)
+    scene.plays("a", (*CHAT.opening(*SAID), Chunk(CHAT.finish + ending + event(ERROR)), End()))
+    answer = scene.ask(CHAT, stream=True)
+    assert answer.body.count(b"[DONE]") == 1
+    assert b'"finish_reason":"error"' not in answer.body
     assert scene.record["error"] is None
 
 
