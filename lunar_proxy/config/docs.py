@@ -87,6 +87,7 @@ def _yaml(value: Any) -> str:
 
 
 _TYPE_NAMES: dict[Any, str] = {
+    type(None): "null",
     bool: "true or false",
     int: "whole number",
     float: "number",

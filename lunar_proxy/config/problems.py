@@ -99,6 +99,7 @@ _MESSAGES = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
+    "none_required": "is not supported yet",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "model_type": "must be a mapping (lines of `key: value`)",
@@ -111,9 +112,8 @@ _MESSAGES = {
     "too_short": "must have at least {min_length} entry",
 }
 
-# Settings that are known and not there yet, and names other gateways use for ours.
+# Names other gateways use for ours.
 _HINTS = {
-    "otel": "is not supported yet",
     "api_base": "unknown key, did you mean base_url?",
     "num_retries": "unknown key, did you mean attempts?",
     "model_list": "unknown key, did you mean models?",

@@ -444,6 +444,10 @@ class Intercept(Model):
     )
 
 
+class Otel(Model):
+    endpoint: None = Field(default=None, description="Traces are not supported yet: null only.")
+
+
 class Logging(Model):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
@@ -523,6 +527,7 @@ class Config(Model):
     upstream_proxy: ProxyUrl | None = Field(
         default=None, description="http://HOST:PORT through which providers are reached."
     )
+    otel: Otel = Field(default=Otel(), description="OpenTelemetry export.")
     logging: Logging = Field(default=Logging(), description="The log on stderr.")
     demo: bool = Field(
         default=False,

@@ -33,7 +33,10 @@ SHAPES = {
         "models:\n  a:\n    targets:\n    - {target: x, wight: 2}\n",
         ["4: models.a.targets[0].wight: unknown key, did you mean weight?"],
     ),
-    "not there yet": ("otel: {endpoint: null}\n", ["1: otel: is not supported yet"]),
+    "not there yet": (
+        "otel: {endpoint: http://x}\n",
+        ["1: otel.endpoint: is not supported yet"],
+    ),
     "a name of another gateway": (
         "providers: {x: {base_url: 'http://x/v1', api_base: y}}\n",
         ["1: providers.x.api_base: unknown key, did you mean base_url?"],
