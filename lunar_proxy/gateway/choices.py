@@ -70,14 +70,15 @@ class Served:
         for profile, target in self._every_target():
             place = str(target) if target.provider == DEPLOYMENTS else target.provider
             self._found.setdefault(profile.id, {}).setdefault(place, target)
-
-    def all(self) -> list[Choice]:
-        """What `auto` chooses among: one choice for each profile that somebody serves."""
-        profiles = {profile.id: profile for profile in self.router}
-        return [
+        profiles = {profile.id: profile for profile in router}
+        self._all = [
             Choice(_name(next(iter(places.values()))), profiles[id], tuple(places.values()))
             for id, places in self._found.items()
         ]
+
+    def all(self) -> list[Choice]:
+        """What `auto` chooses among: one choice for each profile that somebody serves."""
+        return self._all
 
     def named(self, names: Iterable[str], facts: Facts) -> tuple[list[Choice], list[str]]:
         """The choices that names stand for, and the names without a profile."""

@@ -157,3 +157,13 @@ async def test_feedback_that_is_off_is_not_learned(decider: Decider) -> None:
     before = await decider.load()
     await decider.learn(lambda feedback: feedback.add("gpt-4o-2024-08-06", 0, 0.0))
     assert decider.loaded is before
+
+
+async def test_the_form_of_a_long_text_counts_as_that_of_a_short_one(decider: Decider) -> None:
+    for text in ("What is 2 + 2?", "What is 2 + 2? " * 200):
+        first = await decide(decider, text)
+        assert (await decide(decider, text)).decision == first.decision
+        vector = (await decider.load()).embedder.cached(text)
+        assert vector is not None
+        router = (await decider.load()).router
+        assert first.decision == router.decide(vector, text, POOL)
