@@ -98,9 +98,11 @@ class Served:
         return [Choice(str(t), profile, (t,)) for t, profile in profiled if profile is not None]
 
     def everything(self) -> list[Choice]:
-        """All profiles, served or not: for a decision that nobody is going to carry out."""
+        """All profiles, served or not, but for retired models that nobody serves: for a decision
+        that is not going to be carried out."""
         served = {choice.profile.id: choice for choice in self.all()}
-        return [served.get(p.id) or Choice(p.id, p, ()) for p in self.router]
+        others = [p for p in self.router if p.id not in served and not p.stale]
+        return [*served.values(), *(Choice(p.id, p, ()) for p in others)]
 
     # --- inside -----------------------------------------------------------------------------------
 

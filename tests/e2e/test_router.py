@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import orjson
 import pytest
+from lunar import Lunar
 
 from lunar_proxy.testing import Request, Script, chat_answer, chat_stream, error_answer
 
@@ -169,6 +170,17 @@ def test_openai_sdk_asks_for_auto(routed: Proxy, stage: Stage) -> None:
     assert text == "hello there"
 
 
+def test_lunar_sdk_asks_for_auto(routed: Proxy, stage: Stage) -> None:
+    stage.play(chat_answer("hello there", usage=USAGE))
+    with Lunar(api_key="pk_test_" + "a" * 32, base_url=routed.url, num_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": HARD}]
+        response = client.chat.completions.create(model="auto", messages=messages)
+    assert response.choices[0].message.content == "hello there"
+    assert response.usage is not None
+    assert response.usage.total_cost_usd == pytest.approx((1000 + 1500) / 1e6)
+    assert stage.request.model == "gpt-4o"
+
+
 # --- POST /v1/router ------------------------------------------------------------------------------
 
 
@@ -272,6 +284,16 @@ def test_models_that_nobody_serves_can_be_compared_but_not_asked(routed: Proxy) 
     assert found["selected_provider"] is None
     answer = decide(routed, models=names)
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+
+
+def test_where_nothing_is_served_all_profiles_are_compared(tmp_path: Path) -> None:
+    with serving(tmp_path, None, "--demo") as proxy:
+        found = routing(proxy)
+        assert len(found["all_scores"]) > 10
+        assert found["selected_provider"] is None
+        assert "o1-mini-2024-09-12" not in found["all_scores"]  # retired
+        assert decide(proxy).error["code"] == "INSUFFICIENT_MODELS"
+        assert ask(proxy.url, auto()).error["code"] == "model_not_found"
 
 
 def test_other_methods_are_not_allowed(routed: Proxy) -> None:
