@@ -37,7 +37,7 @@ imports: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream")
-	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
 
 readme: $(VENV)/.installed ## write the settings table of README.md
 	$(BIN)/python .ci/readme.py
