@@ -340,6 +340,8 @@ class Reply:
                 self._fail(self._cut(stream, "before any content"))
         elif self.client is not None and not self._complete_without_end(stream):
             self._fail(self._cut(stream, "before it was complete"))
+        elif not self.decided.done():  # a stream that others began, and this one had no word of
+            self._fail(self._cut(stream, "before any content"))
 
     def _cut(self, stream: Stream, when: str) -> ProxyError:
         if stream.error is not None:
