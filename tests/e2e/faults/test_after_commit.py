@@ -151,10 +151,6 @@ FINISH: dict[str, Callable[[Api], tuple[Step, ...]]] = {
     "ended without [DONE]": lambda api: (Chunk(api.finish), End()),
     "[DONE] without usage": lambda api: (Chunk(api.finish), Chunk(event(b"[DONE]")), End()),
     "usage without [DONE]": lambda api: (Chunk(api.finish + b"".join(api.ending[:1])), End()),
-    "usage without [DONE], then silent": lambda api: (
-        Chunk(api.finish + b"".join(api.ending[:1])),
-    ),
-    "[DONE] and the connection kept open": lambda api: (Chunk(api.finish + b"".join(api.ending)),),
     "[DONE] and the last chunk missing": lambda api: (
         Chunk(api.finish + b"".join(api.ending)),
         Close(),
