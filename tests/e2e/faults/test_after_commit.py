@@ -184,12 +184,12 @@ def test_an_answer_that_has_finished_is_complete(
     is_complete(scene, finish(api), api, door)
 
 
-@pytest.mark.parametrize(("api", "door"), [(CHAT, "aiohttp"), (RESPONSES, "fast")])
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("finish", FALLS_SILENT.values(), ids=FALLS_SILENT)
 def test_a_second_of_silence_is_as_good_as_an_end(
-    scene: Scene, finish: Callable[[Api], tuple[Step, ...]], api: Api, door: str
+    scene: Scene, finish: Callable[[Api], tuple[Step, ...]], door: str
 ) -> None:
-    is_complete(scene, finish(api), api, door)
+    is_complete(scene, finish(CHAT), CHAT, door)
     scene.world.cast.closed("a", scene.asked("a")[0].connection, within_s=1)
 
 

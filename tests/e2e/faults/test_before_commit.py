@@ -352,7 +352,7 @@ SILENCES = {
 SILENT_WAYS = [
     pytest.param(silence, api, stream, id=f"{name}-{api}-{'stream' if stream else 'whole'}")
     for name, silence in SILENCES.items()
-    for api, stream in ((CHAT, True), (RESPONSES, True), (CHAT, False), (EMBEDDINGS, False))
+    for api, stream in ((CHAT, True), (RESPONSES, True), (EMBEDDINGS, False))
     if stream or not silence.streams_only
 ]
 

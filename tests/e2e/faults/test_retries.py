@@ -36,11 +36,11 @@ WAITS: dict[str, tuple[dict[str, str], float]] = {
 }
 
 
-@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(("headers", "least_s"), WAITS.values(), ids=WAITS)
 def test_the_next_try_waits_as_long_as_it_was_asked_to(
-    scene: Scene, headers: dict[str, str], least_s: float, status: int
+    scene: Scene, headers: dict[str, str], least_s: float
 ) -> None:
+    status = 429 if "retry-after" in headers else 503  # they are the same
     scene.plays("a", in_turn(error_answer(status, headers=headers), GOOD))
     answer = scene.ask(CHAT)
     assert answer.text(CHAT) == TEXT
