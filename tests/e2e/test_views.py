@@ -29,12 +29,16 @@ def get(url: str, path: str, **headers: str) -> Any:
 
 
 def sample(metrics: str, name: str, **labels: str) -> float:
-    """The value of one series; 0 for one that is not there yet."""
+    """The sum of all series with these labels; 0 where there is none yet.
+
+    A sum, since tests share a proxy: what another one asked before may have series of its own.
+    """
+    total = 0.0
     for line in metrics.splitlines():
         found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
         if found and labels.items() <= dict(re.findall(r'(\w+)="(.*?)"', found[1] or "")).items():
-            return float(found[2])
-    return 0.0
+            total += float(found[2])
+    return total
 
 
 def metrics(proxy: Proxy) -> str:
