@@ -39,7 +39,7 @@ from typing import Any, Self
 import httptools
 import orjson
 
-from .core.model import Annotate, Call, Headers, Outcome, Target
+from .core.model import Annotate, Call, Fields, Headers, Outcome, Target
 from .core.script import Chunk, End, Head, Pause
 from .core.script import Step as PureStep
 from .tasks import spawn
@@ -680,14 +680,17 @@ def dead_url() -> str:
 
 
 def call(**changes: Any) -> Call:
-    """A chat completion asked of openai/gpt-4o, changed where the test cares."""
+    """A chat completion asked of openai/gpt-4o, changed where the test cares.
+
+    `headers` are given as pairs.
+    """
     doc = {"model": "openai/gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
     usual: dict[str, Any] = {
         "id": "req-1",
         "method": b"POST",
         "path": b"/v1/chat/completions",
         "query": b"",
-        "headers": ((b"content-type", b"application/json"),),
+        "fields": Fields(((b"content-type", b"application/json"),)),
         "body": orjson.dumps(changes.get("doc", doc)),
         "doc": doc,
         "endpoint": "chat/completions",
@@ -698,6 +701,8 @@ def call(**changes: Any) -> Call:
         "accepted_at": 0.0,
         "client": "127.0.0.1",
     }
+    if "headers" in changes:
+        changes["fields"] = Fields(changes.pop("headers"))
     return Call(**usual | changes)
 
 

@@ -39,11 +39,6 @@ def get(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
-def first_values(headers: Headers) -> dict[bytes, bytes]:
-    """For repeated look-ups; of a field that is repeated, the first, as `get` gives."""
-    return dict(reversed(headers))
-
-
 def connection_tokens(headers: Headers) -> frozenset[bytes]:
     """Names that `Connection` makes hop-by-hop for this one message."""
     values = [value for name, value in headers if name == b"connection"]
@@ -64,6 +59,11 @@ def for_provider(headers: Headers) -> list[tuple[bytes, bytes]]:
         if pair[0] not in _LOCAL and not pair[0].startswith(_LOCAL_PREFIXES)
     ]
     return _without_local(kept, headers)
+
+
+def relayed(headers: Headers) -> bytes:
+    """The same as lines, as they stand in a request to a provider."""
+    return render(for_provider(headers))
 
 
 def _without_local(kept: list[tuple[bytes, bytes]], headers: Headers) -> list[tuple[bytes, bytes]]:

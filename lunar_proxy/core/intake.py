@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -12,7 +11,7 @@ import orjson
 
 from .attachment import Attachment
 from .errors import InvalidRequest
-from .model import Annotate, Call, Headers, Identity
+from .model import Annotate, Call, Fields, Identity
 
 # Endpoints whose body must be a JSON object that names a model.
 MODEL_ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings"})
@@ -28,16 +27,12 @@ _ID_CHARACTERS = frozenset(
 
 @dataclass(slots=True)
 class Incoming:
-    """One HTTP request as a door read it. `body` is empty while an upload is still arriving.
-
-    `fields` are the headers by name, for looking up; `headers` are all of them, in order.
-    """
+    """One HTTP request as a door read it. `body` is empty while an upload is still arriving."""
 
     method: bytes
     path: bytes
     query: bytes
-    headers: Headers
-    fields: Mapping[bytes, bytes]
+    fields: Fields
     body: bytes
     client: str
     accepted_at: float
@@ -75,7 +70,7 @@ def read_call(
         method=incoming.method,
         path=incoming.path,
         query=incoming.query,
-        headers=incoming.headers,
+        fields=incoming.fields,
         body=incoming.body,
         doc=doc,
         endpoint=endpoint,
@@ -98,7 +93,7 @@ def unread_call(incoming: Incoming, *, id: str) -> Call:
         method=incoming.method,
         path=incoming.path,
         query=incoming.query,
-        headers=incoming.headers,
+        fields=incoming.fields,
         body=b"",
         doc=None,
         endpoint=endpoint_of(incoming.path),
@@ -124,7 +119,7 @@ def endpoint_of(path: bytes) -> str:
     return path.removeprefix(b"/v1/").decode("latin-1")
 
 
-def request_id(fields: Mapping[bytes, bytes]) -> str | None:
+def request_id(fields: Fields) -> str | None:
     """The client's own id, if it can be repeated in a header and a log line without harm."""
     raw = fields.get(b"x-request-id")
     if raw and len(raw) <= 128 and _ID_CHARACTERS.issuperset(raw):
@@ -140,7 +135,7 @@ def check_path(path: bytes) -> None:
         raise InvalidRequest("the path must not contain '.' or '..' segments", code="invalid_path")
 
 
-def fallbacks(doc: dict[str, Any], fields: Mapping[bytes, bytes]) -> list[str] | None:
+def fallbacks(doc: dict[str, Any], fields: Fields) -> list[str] | None:
     """The request's own fallback list: body, header, or OpenRouter's `models`; None: none given."""
     if (listed := doc.get("fallbacks")) is not None:
         return _names(listed, "fallbacks")
@@ -152,7 +147,7 @@ def fallbacks(doc: dict[str, Any], fields: Mapping[bytes, bytes]) -> list[str] |
     return None
 
 
-def timeout_s(fields: Mapping[bytes, bytes]) -> float | None:
+def timeout_s(fields: Fields) -> float | None:
     """`x-lunar-timeout-s`: the time this one call may take in all."""
     raw = fields.get(b"x-lunar-timeout-s")
     if raw is None:
@@ -196,7 +191,7 @@ def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
     return doc
 
 
-def _says_json(fields: Mapping[bytes, bytes]) -> bool:
+def _says_json(fields: Fields) -> bool:
     """application/json or a `+json` of any kind (RFC 6839 3.1); lines of JSON are not JSON."""
     media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
     return media_type.endswith((b"/json", b"+json"))
@@ -251,7 +246,7 @@ def _check_types(doc: dict[str, Any], endpoint: str) -> None:
         raise InvalidRequest("messages must be a list of messages", param="messages")
 
 
-def _annotate(fields: Mapping[bytes, bytes], default: Annotate) -> Annotate:
+def _annotate(fields: Fields, default: Annotate) -> Annotate:
     raw = fields.get(b"x-lunar-annotate")
     if raw is None:
         return default

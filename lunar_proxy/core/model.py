@@ -7,14 +7,49 @@ money is `Decimal` US dollars, token counts are whole tokens as the provider bil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 # Header names are lower-cased on arrival (RFC 9110 5.1: they are case-insensitive), values are the
 # bytes that came. Order and repetition are kept.
 Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Fields:
+    """The header fields of a request: `pairs` are all of them, in order, `first` those by name, of
+    a repeated one the first; `get` looks one up.
+
+    A client sends the same head again and again on one connection, and such requests share one
+    `Fields`, so what follows from the fields alone need be worked out only `once`.
+    """
+
+    __slots__ = ("_made", "first", "get", "pairs")
+
+    def __init__(self, pairs: Headers) -> None:
+        self.pairs = pairs
+        self.first = dict(reversed(pairs))
+        self.get = self.first.get
+        self._made: dict[object, Any] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fields) and self.pairs == other.pairs
+
+    def __hash__(self) -> int:
+        return hash(self.pairs)
+
+    def once(self, make: Callable[[Headers], T]) -> T:
+        """`make(pairs)`, of the first time it was asked for; one that raises is asked again."""
+        made: T
+        try:
+            made = self._made[make]
+        except KeyError:
+            made = self._made[make] = make(self.pairs)
+        return made
 
 
 class Annotate(Enum):
@@ -56,7 +91,7 @@ class Call(NamedTuple):
     method: bytes
     path: bytes  # without the query
     query: bytes  # with its leading "?", or empty
-    headers: Headers
+    fields: Fields
     body: bytes
     doc: dict[str, Any] | None
     endpoint: str  # "chat/completions": the path below /v1/, or a family such as "audio"

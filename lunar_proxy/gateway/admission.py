@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from lunar_proxy.config import Config
@@ -12,7 +13,7 @@ from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, Unauthorized
 from lunar_proxy.core.identity import Credential, credential, proxy_credential
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target, Usage
+from lunar_proxy.core.model import Call, Fields, Identity, Outcome, Target, Usage
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
@@ -51,13 +52,14 @@ class Callers:
         self._wall = wall
         self._verifier = verifier
         self._failures = AuthFailures()
+        self._credential = partial(credential, tokens=verifier is not None)
 
     def configured(self) -> list[KeyRecord]:
         """The keys under `auth.keys`, for an administrator."""
         return self._keyring.configured()
 
     async def of(
-        self, headers: Headers, address: str, proxy_authorization: bytes | None = None
+        self, fields: Fields, address: str, proxy_authorization: bytes | None = None
     ) -> Caller:
         """Raises Unauthorized, or LimitExceeded for an address that failed too often.
 
@@ -66,7 +68,7 @@ class Callers:
         """
         tokens = self._verifier is not None
         try:
-            found = credential(headers, tokens=tokens)
+            found = fields.once(self._credential)
             if not found.anonymous:
                 return (await self._of(found))._replace(keyed=True)
             said = proxy_credential(proxy_authorization, tokens=tokens)

@@ -37,7 +37,7 @@ from lunar_proxy.core.intake import (
     unread_call,
 )
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
+from lunar_proxy.core.model import Call, Fields, Headers, Identity, Outcome, Target
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
@@ -186,7 +186,7 @@ class Gateway:
         incoming = ticket.incoming
         via = incoming.via
         proxy_authorization = via.proxy_authorization if via is not None else None
-        caller = await self.callers.of(incoming.headers, incoming.client, proxy_authorization)
+        caller = await self.callers.of(incoming.fields, incoming.client, proxy_authorization)
         seen = visit(self.runtime.find_site, via, incoming.path) if via is not None else None
         if seen is not None and not self._treats(seen, incoming, caller):
             return self._let_pass(ticket, seen, caller, client, upload)
@@ -350,7 +350,7 @@ class Gateway:
         return bool(sites_at(self.runtime.sites, authority))
 
     async def planned(
-        self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]
+        self, runtime: Runtime, call: Call, fields: Fields
     ) -> tuple[Asked, Routed | None, list[Target]]:
         """What a call asks for, and the targets it may go to; waits for the router if need be."""
         asked = self._asked(runtime, call, fields)
@@ -389,7 +389,7 @@ class Gateway:
         plan = routing.plan(routed.asked, routed.catalogue, routed.facts)
         return self._narrowed(call.identity, routed.asked, plan, routed.catalogue, routed.facts)
 
-    def _plan(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> list[Target]:
+    def _plan(self, runtime: Runtime, call: Call, fields: Fields) -> list[Target]:
         asked = self._asked(runtime, call, fields)
         if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
             known = runtime.catalogue_for(call.via).providers
@@ -433,7 +433,7 @@ class Gateway:
             self._plans[asked] = plan  # nothing measured can change the order of one target
         return plan
 
-    def _asked(self, runtime: Runtime, call: Call, fields: Mapping[bytes, bytes]) -> Asked:
+    def _asked(self, runtime: Runtime, call: Call, fields: Fields) -> Asked:
         if call.via is not None:
             return self._asked_there(call, call.via, fields)
         doc = call.doc or {}
@@ -449,7 +449,7 @@ class Gateway:
             provider = self._default_provider(runtime)
         return Asked(model, provider, call.own_key is not None, listed)
 
-    def _asked_there(self, call: Call, via: str, fields: Mapping[bytes, bytes]) -> Asked:
+    def _asked_there(self, call: Call, via: str, fields: Fields) -> Asked:
         """What the body says besides the model was said to that provider, not to us."""
         own_key = call.own_key is not None
         if not call.model:

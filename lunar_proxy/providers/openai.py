@@ -93,15 +93,23 @@ def wire(
     key: bytes | None,
 ) -> UpstreamRequest:
     """The request line and headers every OpenAI-shaped provider shares."""
-    fields = h.for_provider(call.headers)
-    fields.append((b"x-request-id", call.id.encode()))
+    if account.headers:
+        lines = _beside(account.headers, call, credential)
+    else:
+        lines = b"%bx-request-id: %b\r\n" % (call.fields.once(h.relayed), call.id.encode())
+        if credential is not None:
+            lines += b"%b: %b\r\n" % credential
+    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, lines)
+    return UpstreamRequest(account.origin, head, body, secret=key or b"")
+
+
+def _beside(configured: Headers, call: Call, credential: tuple[bytes, bytes] | None) -> bytes:
+    """Our lines and the client's where some are configured: those win, over a credential too."""
+    fields = [*h.for_provider(call.fields.pairs), (b"x-request-id", call.id.encode())]
     if credential is not None:
         fields.append(credential)
-    if account.headers:  # the configured ones win, a credential among them too
-        names = {name for name, _ in account.headers}
-        fields = [pair for pair in fields if pair[0] not in names]
-    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, h.render(fields))
-    return UpstreamRequest(account.origin, head, body, secret=key or b"")
+    names = {name for name, _ in configured}
+    return h.render([pair for pair in fields if pair[0] not in names])
 
 
 def error_detail(body: bytes) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Passage:
 
 def request_of(incoming: Incoming, origin: Origin, path: bytes) -> UpstreamRequest:
     """Raises Unauthorized where a key of ours would go along, wherever it may stand."""
-    kept = [pair for pair in h.untouched(incoming.headers) if pair[0] not in _RENEWED]
+    kept = [pair for pair in h.untouched(incoming.fields.pairs) if pair[0] not in _RENEWED]
     if _OURS.search(incoming.query) or any(_OURS.search(value) for _, value in kept):
         raise Unauthorized(
             "a key of this proxy goes where the provider's key goes, or to Proxy-Authorization"

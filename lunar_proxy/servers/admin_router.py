@@ -8,8 +8,8 @@ from typing import Any
 from aiohttp import web
 
 from lunar_proxy.core.errors import BodyTooLarge, InvalidRequest
-from lunar_proxy.core.headers import first_values
 from lunar_proxy.core.intake import Incoming, parse
+from lunar_proxy.core.model import Fields
 from lunar_proxy.gateway import Gateway, explain
 
 # A prompt may be long; what is longer than this is not asked for an explanation.
@@ -37,8 +37,7 @@ class RouterDesk:
             method=b"POST",
             path=b"/v1/chat/completions",
             query=b"",
-            headers=headers,
-            fields=first_values(headers),
+            fields=Fields(headers),
             body=await _body(request),
             client=request.remote or "",
             accepted_at=self._gateway.ports.now(),

@@ -18,13 +18,13 @@ Identified = Callable[[Identity | None, Incoming], Any]
 def routes(gateway: Gateway) -> Mapping[tuple[bytes, bytes], Route]:
     def known_caller(make: Identified) -> Route:
         async def route(incoming: Incoming) -> Answer:
-            caller = await gateway.callers.of(incoming.headers, incoming.client)
+            caller = await gateway.callers.of(incoming.fields, incoming.client)
             return json_answer(make(caller.identity, incoming))
 
         return route
 
     async def profiles(incoming: Incoming) -> Answer:
-        await gateway.callers.of(incoming.headers, incoming.client)
+        await gateway.callers.of(incoming.fields, incoming.client)
         return json_answer(await gateway.router.profiles(gateway.runtime))
 
     return {

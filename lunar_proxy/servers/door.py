@@ -22,9 +22,9 @@ from typing import NamedTuple, cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
-from lunar_proxy.core.headers import first_values, render
+from lunar_proxy.core.headers import render
 from lunar_proxy.core.intake import Incoming
-from lunar_proxy.core.model import Headers
+from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
 from lunar_proxy.tasks import spawn
@@ -60,8 +60,7 @@ UNUSUAL = frozenset(
 class Head(NamedTuple):
     length: int
     path: bytes
-    headers: Headers
-    fields: dict[bytes, bytes]
+    fields: Fields
 
 
 def read_head(head: bytes) -> Head | None:
@@ -71,15 +70,15 @@ def read_head(head: bytes) -> Head | None:
         return None
     lines = [line.partition(b":") for line in match[2].split(b"\r\n")[:-1]]
     headers = tuple([(name.lower(), value.strip(b" \t")) for name, _, value in lines])
-    fields = first_values(headers)
+    fields = Fields(headers)
     length = fields.get(b"content-length", b"")
-    if not length.isdigit() or len(length) > 12 or not UNUSUAL.isdisjoint(fields):
+    if not length.isdigit() or len(length) > 12 or not UNUSUAL.isdisjoint(fields.first):
         return None
     if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
-    if len(fields) != len(headers) and _repeats_framing(headers):
+    if len(fields.first) != len(headers) and _repeats_framing(headers):
         return None
-    return Head(int(length), match[1], headers, fields)
+    return Head(int(length), match[1], fields)
 
 
 class Known(NamedTuple):
@@ -99,8 +98,8 @@ class Known(NamedTuple):
         digits = head[len(self.before) : len(head) - len(self.behind)]
         if not digits.isdigit() or len(digits) > 12:
             return None
-        _, path, headers, fields = self.head
-        return Head(int(digits), path, headers, fields)
+        _, path, fields = self.head
+        return Head(int(digits), path, fields)
 
 
 def known(head: bytes, read: Head) -> Known | None:
@@ -270,7 +269,6 @@ class Door(asyncio.Protocol):
             method=b"POST",
             path=head.path,
             query=b"",
-            headers=head.headers,
             fields=head.fields,
             body=body,
             client=self._peer,

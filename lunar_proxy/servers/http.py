@@ -31,7 +31,7 @@ from lunar_proxy.core.errors import (
     RequestTimeout,
 )
 from lunar_proxy.core.intake import Incoming, check_path
-from lunar_proxy.core.model import Headers
+from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.carry import Upload
 from lunar_proxy.relay.client import Client, Source
@@ -191,7 +191,7 @@ class HttpDoor(web.Server):
         length = request.content_length
         if length is not None and length > self._max_body:
             raise too_large(self._max_body)
-        fields = h.first_values(headers)
+        fields = Fields(headers)
         if fields.get(b"expect", b"").lower() == b"100-continue" and request.transport:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # RFC 9110 10.1.1
         content_type = fields.get(b"content-type", b"").lower()
@@ -202,7 +202,7 @@ class HttpDoor(web.Server):
         peer = request.remote or ""
         now = self._now()
         incoming = Incoming(
-            method, path, query, headers, fields, body, peer, now, uploading=uploading, via=via
+            method, path, query, fields, body, peer, now, uploading=uploading, via=via
         )
         if not uploading:
             return incoming, None

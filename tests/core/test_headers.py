@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lunar_proxy.core import headers as h
-from lunar_proxy.core.model import Headers
+from lunar_proxy.core.model import Fields, Headers
 
 SENT: Headers = (
     (b"content-type", b"application/json"),
@@ -16,8 +16,19 @@ SENT: Headers = (
 def test_a_field_is_looked_up_by_its_first_value() -> None:
     assert h.get(SENT, b"x-tag") == b"a"
     assert h.get(SENT, b"absent") is None
-    assert h.first_values(SENT)[b"x-tag"] == b"a"
-    assert list(h.first_values(SENT)) == [b"x-tag", b"openai-organization", b"content-type"]
+    assert Fields(SENT).get(b"x-tag") == b"a"
+    assert list(Fields(SENT).first) == [b"x-tag", b"openai-organization", b"content-type"]
+
+
+def test_what_follows_from_the_fields_is_worked_out_once() -> None:
+    fields, asked = Fields(SENT), []
+
+    def count(headers: Headers) -> int:
+        asked.append(headers)
+        return len(headers)
+
+    assert [fields.once(count), fields.once(count)] == [len(SENT)] * 2
+    assert asked == [SENT]
 
 
 @pytest.mark.parametrize(

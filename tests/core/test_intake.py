@@ -6,7 +6,6 @@ import orjson
 import pytest
 
 from lunar_proxy.core.errors import InvalidRequest
-from lunar_proxy.core.headers import first_values
 from lunar_proxy.core.intake import (
     MAX_DEPTH,
     Incoming,
@@ -19,7 +18,7 @@ from lunar_proxy.core.intake import (
     timeout_s,
     unread_call,
 )
-from lunar_proxy.core.model import Annotate, Call, Headers, Identity
+from lunar_proxy.core.model import Annotate, Call, Fields, Headers, Identity
 
 CHAT = {"model": "m", "messages": []}
 JSON = (b"content-type", b"application/json")
@@ -37,13 +36,17 @@ def incoming(
         method=method,
         path=b"/v1/" + path.encode(),
         query=b"?a=1",
-        headers=sent,
-        fields=first_values(sent),
+        fields=Fields(sent),
         body=body if isinstance(body, bytes) else orjson.dumps(body),
         client="127.0.0.1",
         accepted_at=5.0,
         uploading=uploading,
     )
+
+
+def said(**headers: bytes | None) -> Fields:
+    pairs = ((name.replace("_", "-").encode(), value) for name, value in headers.items())
+    return Fields(tuple((name, value) for name, value in pairs if value is not None))
 
 
 def read(*args: Any, **kwargs: Any) -> Call:
@@ -60,7 +63,7 @@ def test_a_call_is_what_the_request_says() -> None:
         method=b"POST",
         path=b"/v1/chat/completions",
         query=b"?a=1",
-        headers=(JSON,),
+        fields=Fields((JSON,)),
         body=orjson.dumps(doc),
         doc=doc,
         endpoint="chat/completions",
@@ -235,8 +238,8 @@ def test_another_annotation_is_refused() -> None:
     ],
 )
 def test_a_clients_id_is_kept_where_it_is_harmless(raw: bytes, kept: bool) -> None:
-    assert request_id({b"x-request-id": raw}) == (raw.decode("latin-1") if kept else None)
-    assert request_id({}) is None
+    assert request_id(said(x_request_id=raw)) == (raw.decode("latin-1") if kept else None)
+    assert request_id(said()) is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ def test_a_clients_id_is_kept_where_it_is_harmless(raw: bytes, kept: bool) -> No
 def test_fallbacks_come_from_the_body_then_the_header_then_models(
     doc: dict[str, Any], header: bytes | None, listed: list[str] | None
 ) -> None:
-    assert fallbacks(doc, {b"x-lunar-fallbacks": header} if header else {}) == listed
+    assert fallbacks(doc, said(x_lunar_fallbacks=header)) == listed
 
 
 @pytest.mark.parametrize(
@@ -273,20 +276,20 @@ def test_fallbacks_are_one_to_five_names(
     doc: dict[str, Any], header: bytes | None, param: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        fallbacks(doc, {b"x-lunar-fallbacks": header} if header else {})
+        fallbacks(doc, said(x_lunar_fallbacks=header))
     assert refused.value.param == param
 
 
 @pytest.mark.parametrize(("raw", "seconds"), [(b"0.5", 0.5), (b"86400", 86400.0)])
 def test_a_header_limits_the_time_in_all(raw: bytes, seconds: float) -> None:
-    assert timeout_s({b"x-lunar-timeout-s": raw}) == seconds
-    assert timeout_s({}) is None
+    assert timeout_s(said(x_lunar_timeout_s=raw)) == seconds
+    assert timeout_s(said()) is None
 
 
 @pytest.mark.parametrize("raw", [b"0", b"-1", b"86401", b"nan", b"inf", b"soon", b""])
 def test_a_time_that_is_none_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest, match="number of seconds"):
-        timeout_s({b"x-lunar-timeout-s": raw})
+        timeout_s(said(x_lunar_timeout_s=raw))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_leaves(head: bytes) -> None:
 def test_reads_names_in_lower_case_and_values_without_the_space_around() -> None:
     read = read_head(USUAL)
     assert read is not None
-    assert read.headers == ((b"host", b"a"), (b"content-length", b"12"), (b"x-thing", b"b c"))
+    assert read.fields.pairs == ((b"host", b"a"), (b"content-length", b"12"), (b"x-thing", b"b c"))
 
 
 def seen(head: bytes) -> Head:
