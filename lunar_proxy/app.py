@@ -16,7 +16,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,9 +31,12 @@ from lunar_proxy.config import Address, Config, ConfigError, load, providers
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.connect import Authority, Listener, Parent, Policy, parse_parent
 from lunar_proxy.core.errors import RouterNotReady
+from lunar_proxy.core.model import Outcome
+from lunar_proxy.core.record import record
 from lunar_proxy.core.script import Step
 from lunar_proxy.gateway import (
     Callers,
+    Closed,
     Gateway,
     Loaded,
     Ports,
@@ -95,43 +98,29 @@ class Seat:
 
 
 class Log:
-    """Call records as JSON lines, written a moment later and together: a write per call would cost
-    more than the rest of its bookkeeping."""
+    """Call records as JSON lines, a write for all that are told together."""
 
-    _FLUSH_S = 0.05
-
-    def __init__(
-        self,
-        write: Callable[[bytes], object],
-        wall: Callable[[], float] = time.time,  # noqa: TID251
-    ) -> None:
+    def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
-        self._wall = wall
-        self._lines: list[bytes] = []
         self._second = -1
         self._date_and_time = ""
         self.enabled = True
 
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        if not self.enabled:
-            return
-        if not self._lines:
-            asyncio.get_running_loop().call_later(self._FLUSH_S, self.flush)
-        line = {"time": self._time(), **record}
-        self._lines.append(orjson.dumps(line, default=float, option=orjson.OPT_APPEND_NEWLINE))
+    def __call__(self, closed: Iterable[Closed]) -> None:
+        if self.enabled:
+            self._write(b"".join([self._line(outcome, at) for outcome, at in closed]))
 
-    def _time(self) -> str:
-        """Now, in ISO 8601; all but the milliseconds are written once a second."""
-        second, ms = divmod(int(self._wall() * 1000), 1000)
+    def _line(self, outcome: Outcome, at: float) -> bytes:
+        line = {"time": self._time(at), **record(outcome)}
+        return orjson.dumps(line, default=float, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _time(self, at: float) -> str:
+        """In ISO 8601; all but the milliseconds are written once a second."""
+        second, ms = divmod(int(at * 1000), 1000)
         if second != self._second:
             self._second = second
             self._date_and_time = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
         return f"{self._date_and_time}.{ms:03d}+00:00"
-
-    def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            self._write(b"".join(lines))
 
 
 class App:
@@ -209,7 +198,7 @@ class App:
         async with AsyncExitStack() as stack:
             await self.store.start()
             stack.push_async_callback(self.store.close)
-            stack.callback(self.log.flush)
+            stack.callback(self.gateway.books.enter)
             stack.callback(self.pool.close)
             self._read_issuer_keys()
             stack.callback(self.gateway.router.decider.close)
@@ -364,6 +353,7 @@ class App:
     def numbers(self) -> Snapshot:
         """The metrics of this process as they are now."""
         gateway, metrics = self.gateway, self.metrics
+        gateway.books.enter()
         states = gateway.health.snapshot()
         metrics.targets(
             {target: int(seen.state) for target, seen in states.items()},
@@ -416,6 +406,7 @@ class App:
         if tls is not None or config.upstream_ca != self.gateway.runtime.config.upstream_ca:
             self.pool.trust(tls or ssl.create_default_context())
         self.pool.go_through(parent_of(config))
+        self.gateway.books.enter()  # under the names they went by
         self.gateway.use(runtime, self._callers(config))
         self._read_issuer_keys()
         self._use_forward(config, ca)

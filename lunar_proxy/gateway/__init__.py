@@ -1,8 +1,8 @@
 """Where decisions meet stores.
 
 `runtime` compiles a config; `admission` tells who calls and reserves room, `tokens` makes what
-checks a JWT; `gateway` is the life of a request; `views` are the documents about models, providers
-and prices.
+checks a JWT; `gateway` is the life of a request, `books` what is written down of it; `views` are
+the documents about models, providers and prices.
 
 Where a call leaves the model to us: `decider` loads the router and decides, `choices` finds what
 it may choose among, `router` makes a plan of its decision, `answers` says it to the client,
@@ -10,6 +10,7 @@ it may choose among, `router` makes a plan of its decision, `answers` says it to
 """
 
 from .admission import Callers
+from .books import Closed
 from .decider import Decider, Loaded
 from .explain import explain
 from .gateway import Gateway, Ports
@@ -18,6 +19,7 @@ from .tokens import token_verifier
 
 __all__ = [
     "Callers",
+    "Closed",
     "Decider",
     "Gateway",
     "Loaded",

@@ -2,14 +2,14 @@
 
 serve     the life of one request, whatever became of it
 admit     who, whether, and to whom: -> Carrier, ready to run
-settle    limits, ledger, metrics and one log line: -> nothing is left open
+settle    limits, and an entry in the books: -> nothing is left open
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,6 @@ from lunar_proxy.core.intake import (
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
 from lunar_proxy.core.model import Call, Fields, Headers, Identity, Outcome, Target
 from lunar_proxy.core.pricing import Price
-from lunar_proxy.core.record import record
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routerask import is_auto
 from lunar_proxy.core.routing import Asked, Catalogue, Facts
@@ -50,10 +49,11 @@ from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
-from lunar_proxy.stores import Reservation, Store, entry
+from lunar_proxy.stores import Reservation, Store
 
 from .admission import Caller, Callers, Limiter, limits_of, permitted
 from .answers import Running, Told, WithRouting
+from .books import Books, Closed
 from .decider import Decider
 from .learning import Answered, Learner
 from .router import ROUTABLE, Routed, Router
@@ -80,7 +80,7 @@ class Ports:
     wall: Callable[[], float]  # seconds since 1970
     draw: Callable[[], float]  # uniform in [0, 1)
     new_id: Callable[[], str]
-    log: Callable[[Mapping[str, Any]], None]  # one record per call
+    log: Callable[[Sequence[Closed]], None]  # calls that are over
 
 
 @dataclass(slots=True)
@@ -108,6 +108,7 @@ class Gateway:
         self.learner = Learner(decider)
         self.health = Health(runtime.breaker, ports.now)
         self.limiter = Limiter(ports.store, ports.wall)
+        self.books = Books(ports.store, ports.metrics, ports.log, ports.wall)
         self.inflight = 0
         self.draining = False
         self._quiet = asyncio.Event()
@@ -335,14 +336,11 @@ class Gateway:
             self.limiter.settle(ticket.reservation, outcome)
         if ticket.routed is not None:
             self._remember(ticket.routed, outcome)
-        if outcome.target is not None:
-            self.ports.store.add((entry(outcome, self.ports.wall()),))
-        self.ports.metrics.observe(outcome)
+        self.books.add(outcome)
         if isinstance(error, LimitExceeded):
             self.ports.metrics.rate_limited(error.limit)
         for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
             self.ports.metrics.fallback(source, to, "breaker_open")
-        self.ports.log(record(outcome))
         return outcome
 
     def knows(self, authority: Authority) -> bool:

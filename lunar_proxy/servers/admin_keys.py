@@ -120,6 +120,7 @@ class KeyDesk:
             since_s = duration_s(query.get("since", "7d"))
         except ValueError as error:
             raise InvalidRequest(f"since: {error}", param="since") from None
+        self._process.gateway.books.enter()
         spends = await self._process.store.query(max(0.0, self._now() - since_s), by)
         if form == "csv":
             return 200, report.as_csv(spends, by).encode(), "text/csv; charset=utf-8"
