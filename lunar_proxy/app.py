@@ -50,7 +50,7 @@ from lunar_proxy.pricing import Shelf, TokenCounter
 from lunar_proxy.pricing import load as load_prices
 from lunar_proxy.providers import demo
 from lunar_proxy.providers.base import Origin
-from lunar_proxy.relay.carry import Line
+from lunar_proxy.relay.engine import Line
 from lunar_proxy.relay.fetch import fetch
 from lunar_proxy.relay.inprocess import Script
 from lunar_proxy.relay.upstream import Pool
@@ -123,6 +123,23 @@ class Log:
         return f"{self._date_and_time}.{ms:03d}+00:00"
 
 
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """The pool's, and a script for the provider that lives in this process."""
+
+    pool: Pool
+
+    def idle(self, origin: Origin) -> Line | None:
+        if origin.scheme == "demo":
+            return Script(_demo_answer)
+        return self.pool.idle(origin)
+
+    async def connect(self, origin: Origin, *, timeout_s: float) -> Line:
+        if origin.scheme == "demo":
+            return Script(_demo_answer)
+        return await self.pool.connect(origin, timeout_s=timeout_s)
+
+
 class App:
     """One proxy process, from its config to its last connection."""
 
@@ -175,7 +192,7 @@ class App:
 
     def _ports(self) -> Ports:
         return Ports(
-            dial=self._dial,
+            lines=_Lines(self.pool),
             counter=TokenCounter(),
             store=self.store,
             metrics=self.metrics,
@@ -185,11 +202,6 @@ class App:
             new_id=lambda: f"req_{random.getrandbits(128):032x}",
             log=self.log,
         )
-
-    async def _dial(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Line:
-        if origin.scheme == "demo":
-            return Script(_demo_answer)
-        return await self.pool.connect(origin, timeout_s=timeout_s, fresh=fresh)
 
     # --- running ----------------------------------------------------------------------------------
 

@@ -31,6 +31,19 @@ _REWRITTEN = frozenset(
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"})
 
 
+# A field line that cannot be read in two ways: the name a token (RFC 9110 5.6.2), no control
+# character in the value, so no bare CR or LF, and nothing folded (RFC 9112 5.2). Possessive, so
+# that a pattern made of it never backtracks.
+FIELD_LINE = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
+
+
+def read(lines: bytes) -> Headers:
+    """Lines that match FIELD_LINE, as pairs; names in lower case, values without the space around
+    them (RFC 9112 5.1)."""
+    parted = [line.partition(b":") for line in lines.split(b"\r\n")[:-1]]
+    return tuple([(name.lower(), value.strip(b" \t")) for name, _, value in parted])
+
+
 def get(headers: Headers, name: bytes) -> bytes | None:
     """The first value of a header; `name` in lower case."""
     for key, value in headers:

@@ -43,8 +43,9 @@ from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routerask import is_auto
 from lunar_proxy.core.routing import Asked, Catalogue, Facts
 from lunar_proxy.metrics import Metrics
-from lunar_proxy.relay.carry import Carrier, Dial, Engine, Hedge, Upload
+from lunar_proxy.relay.carry import Carrier
 from lunar_proxy.relay.client import Client
+from lunar_proxy.relay.engine import Engine, Hedge, Lines, Upload
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.relay.passage import Passage
@@ -72,7 +73,7 @@ MAX_PLANS = 1024
 class Ports:
     """What the gateway needs of the world; `app` makes it, tests make another."""
 
-    dial: Dial
+    lines: Lines
     counter: Counter
     store: Store
     metrics: Metrics
@@ -127,7 +128,7 @@ class Gateway:
         self._default_limits = limits_of(runtime.config.limits) or Limits()
         self._engine = Engine(
             directory=runtime,
-            dial=self.ports.dial,
+            lines=self.ports.lines,
             health=self.health,
             counter=self.ports.counter,
             now=self.ports.now,
@@ -308,7 +309,7 @@ class Gateway:
         ticket.call = call._replace(identity=caller.identity, via=seen.provider)
         origin, path = destination(seen, self.runtime.accounts, incoming.path)
         ticket.carrier = Passage(
-            self.ports.dial,
+            self.ports.lines,
             self.ports.now,
             origin,
             path,

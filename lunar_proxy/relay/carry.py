@@ -22,14 +22,12 @@ from lunar_proxy.core.stream import Stream
 from lunar_proxy.tasks import spawn
 
 from .client import Client
-from .engine import Dial, Directory, Engine, Hedge, Line, Upload
+from .engine import Engine, Upload
 from .meter import Meter
 from .reply import Kind, Reply
 from .trial import Trial
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Carrier", "Dial", "Directory", "Engine", "Hedge", "Line", "Upload"]
 
 
 @dataclass(slots=True)

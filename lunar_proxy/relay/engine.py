@@ -35,10 +35,15 @@ class Line(Link, Protocol):
     ) -> None: ...
 
 
-class Dial(Protocol):
-    """Raises ConnectFailed, ConnectTimeout or TlsFailed; `fresh`: not one that was used before."""
+class Lines(Protocol):
+    """Where lines come from. `idle` is one that is open and has nothing to do, if there is one;
+    it may have been closed at the other end this very moment. `connect` opens one: it raises
+    ConnectFailed, ConnectTimeout or TlsFailed, and nothing has been sent by then.
+    """
 
-    async def __call__(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Line: ...
+    def idle(self, origin: Origin) -> Line | None: ...
+
+    async def connect(self, origin: Origin, *, timeout_s: float) -> Line: ...
 
 
 class Directory(Protocol):
@@ -64,7 +69,7 @@ class Engine:
     """One for the whole proxy, made anew with every config."""
 
     directory: Directory
-    dial: Dial
+    lines: Lines
     health: Health
     counter: Counter
     now: Callable[[], float]  # monotonic seconds

@@ -31,7 +31,7 @@ async def fetch(pool: Pool, url: str, *, connect_s: float = 5.0) -> bytes:
     origin = Origin(parts.scheme, parts.hostname or "", port)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     head = b"GET %b HTTP/1.1\r\n%b" % (target.encode(), static_head(origin, _HEADERS))
-    connection = await pool.connect(origin, timeout_s=connect_s, fresh=True)
+    connection = await pool.connect(origin, timeout_s=connect_s)
     document = _Document()
     try:
         connection.ask(UpstreamRequest(origin, head, b""), document)

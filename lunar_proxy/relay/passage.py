@@ -18,7 +18,7 @@ from lunar_proxy.core.model import Attempt, Headers, Phase, Target
 from lunar_proxy.providers.base import Origin, UpstreamRequest
 
 from .client import Client
-from .engine import Dial, Line, Upload
+from .engine import Line, Lines, Upload
 from .meter import Meter
 from .upstream import Stale
 
@@ -38,7 +38,7 @@ class Passage:
 
     def __init__(
         self,
-        dial: Dial,
+        lines: Lines,
         now: Callable[[], float],
         origin: Origin,
         path: bytes,
@@ -52,7 +52,7 @@ class Passage:
         self.status = 0
         self.phase = Phase.CONNECT
         self.attempts: list[Attempt] = []
-        self._dial = dial
+        self._lines = lines
         self._now = now
         self._started = now()
         self._client = client
@@ -96,7 +96,9 @@ class Passage:
 
     async def _once(self, *, fresh: bool) -> None:
         request = self._request
-        line = await self._dial(request.origin, timeout_s=CONNECT_S, fresh=fresh)
+        line = None if fresh else self._lines.idle(request.origin)
+        if line is None:
+            line = await self._lines.connect(request.origin, timeout_s=CONNECT_S)
         self._line = line
         self._finished = asyncio.get_running_loop().create_future()
         self.phase = Phase.HEADERS

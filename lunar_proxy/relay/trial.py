@@ -16,7 +16,6 @@ from lunar_proxy.core import annotate, answer
 from lunar_proxy.core.errors import (
     BadAnswer,
     ConnectTimeout,
-    NoAnswer,
     ProviderError,
     ProxyError,
     Refused,
@@ -182,23 +181,34 @@ class Trial:
     # --- asking -----------------------------------------------------------------------------------
 
     async def _ask(self, request: UpstreamRequest) -> None:
-        try:
-            await self._once(request, fresh=self._upload is not None)
-        except Stale:
-            if self._upload is not None:
-                raise NoAnswer("the provider closed the connection") from None
-            self.calls -= 1  # nobody was there to be called
-            await self._once(request, fresh=True)
-
-    async def _once(self, request: UpstreamRequest, *, fresh: bool) -> None:
+        upload = self._upload
+        line = self.engine.lines.idle(request.origin) if upload is None else None
+        if line is not None:
+            try:
+                await self._put(request, line).decided
+            except Stale:
+                self.calls -= 1  # nobody was there to be called
+            else:
+                return
         self.close()
         self._connected = False
-        line = await self._dial(request.origin, fresh=fresh)
+        line = await self._connect(request.origin)
+        if upload is None:
+            await self._put(request, line).decided
+        else:
+            await self._pass_upload(upload, request, line)
+
+    def _put(self, request: UpstreamRequest, line: Line) -> Reply:
+        reply = self._reply_on(line)
+        line.ask(request, reply)
+        return reply
+
+    def _reply_on(self, line: Line) -> Reply:
+        self.close()
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
-        loop = asyncio.get_running_loop()
         reply = self.reply = Reply(
-            loop,
+            asyncio.get_running_loop(),
             self.engine.watch,
             self._account.timeouts,
             self._total_at,
@@ -208,26 +218,21 @@ class Trial:
         )
         reply.link = line
         self._connected = True
-        if self._upload is None:
-            line.ask(request, reply)
-        else:
-            await self._pass_upload(self._upload, line, request, reply)
-        await reply.decided
+        return reply
 
-    async def _dial(self, origin: Origin, *, fresh: bool) -> Line:
+    async def _connect(self, origin: Origin) -> Line:
         connect_s = self._account.timeouts.connect_s
         left_s = max(0.0, self._total_at - self.engine.now())
         try:
-            return await self.engine.dial(origin, timeout_s=min(connect_s, left_s), fresh=fresh)
+            return await self.engine.lines.connect(origin, timeout_s=min(connect_s, left_s))
         except ConnectTimeout:
             if left_s < connect_s:
                 raise TotalTimeout("the call's total time ended while connecting") from None
             raise
 
-    async def _pass_upload(
-        self, upload: Upload, line: Line, request: UpstreamRequest, reply: Reply
-    ) -> None:
+    async def _pass_upload(self, upload: Upload, request: UpstreamRequest, line: Line) -> None:
         """Send the body as it arrives, or until the whole answer is there."""
+        reply = self._reply_on(line)
         chunks, length = upload.body(self.model_id)
 
         async def send() -> ProxyError | None:
@@ -244,6 +249,7 @@ class Trial:
                 raise error
         finally:
             sending.cancel()
+        await reply.decided
 
     def _request(self) -> UpstreamRequest:
         call, account = self._as_seen_there(), self._account

@@ -3,7 +3,8 @@
 Rules:
 1. A connection carries one request at a time; nothing is pipelined. Bytes nobody asked for end it.
 2. Parsing is llhttp's (httptools); framing rules of RFC 9112 6 are therefore not ours to get wrong.
-   What llhttp cannot know (an answer that ends with the connection, HEAD) is handled here.
+   What llhttp cannot know (an answer that ends with the connection, HEAD) is handled here. Spared
+   it is an answer that came whole in one read and has nothing unusual about it (`read_whole`).
 3. A pooled connection may have been closed by the provider at the very moment it is used. If not
    one byte came back, `Stale` says so, and the caller asks once more on a fresh connection: this is
    no failed attempt, since the provider cannot have answered (RFC 9112 9.3.1).
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 
@@ -31,6 +33,7 @@ from lunar_proxy.core.errors import (
     StreamBroken,
     TlsFailed,
 )
+from lunar_proxy.core.headers import FIELD_LINE, read
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
 
@@ -49,6 +52,40 @@ MAX_IDLE = 512
 # libuv reads up to 32 times from one socket before anyone else gets a turn, and what we write goes
 # out, or tells us to wait, only then. After this much from one provider the loop turns once.
 BURST = 256 * 1024
+
+
+_HEAD = re.compile(
+    rb"HTTP/1\.1 ([2-5][0-9]{2}) [^\x00-\x08\x0a-\x1f\x7f]*+\r\n((?:%b)++)" % FIELD_LINE
+)
+
+
+class Whole(NamedTuple):
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def read_whole(data: bytes) -> Whole | None:
+    """A keep-alive answer that is all there, with one Content-Length; None: not so, or not sure.
+
+    Most answers that are no streams are that, and so are read by one match.
+    """
+    end = data.find(b"\r\n\r\n")
+    match = _HEAD.fullmatch(data, 0, end + 2) if end > 0 else None
+    if match is None:
+        return None
+    status, headers = int(match[1]), read(match[2])
+    framing = dict(headers)
+    length = framing.get(b"content-length", b"")
+    if not length.isdigit() or len(data) - end - 4 != int(length) or status in (204, 304):
+        return None
+    if b"transfer-encoding" in framing or b"upgrade" in framing:
+        return None
+    if framing.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    if len(framing) != len(headers) and [name for name, _ in headers].count(b"content-length") > 1:
+        return None
+    return Whole(status, headers, data[end + 4 :])
 
 
 class Stale(NoAnswer):
@@ -207,7 +244,10 @@ class Connection(asyncio.Protocol):
             self._pool.forget(self)
             self.close()
             return
-        self.answered = True
+        fresh, self.answered = not self.answered, True
+        if fresh and not self._no_body and (whole := read_whole(data)) is not None:
+            self._take(whole)
+            return
         if self._head and not self._informational:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD and b"\r\n\r\n" not in data:
@@ -225,6 +265,15 @@ class Connection(asyncio.Protocol):
         self._burst += len(data)
         if self._burst > BURST:
             self._breathe()
+
+    def _take(self, whole: Whole) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        receiver.head(whole.status, whole.headers)
+        if whole.body and self._receiver is not None:
+            receiver.body(whole.body)
+        if self._receiver is not None:
+            self._finish(reusable=True)
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself; connection_lost tells the rest
@@ -390,14 +439,30 @@ class Pool:
             self._parent = parent
             self.close_idle()
 
-    async def connect(self, origin: Origin, *, timeout_s: float, fresh: bool = False) -> Connection:
-        """A connection ready for one request: pooled, unless `fresh`, or newly dialled.
+    def idle(self, origin: Origin) -> Connection | None:
+        """A connection that was used before and is free."""
+        idle = self._idle.get(origin)
+        expired = self._now() - IDLE_S
+        while idle:
+            connection = idle.pop()
+            if connection.usable and connection.idle_since > expired:
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
 
-        Raises ConnectFailed, ConnectTimeout or TlsFailed; nothing has been sent by then.
-        """
-        connection = None if fresh else self._take(origin)
-        if connection is None:
-            connection = await self._dial(origin, timeout_s)
+    async def connect(self, origin: Origin, *, timeout_s: float) -> Connection:
+        """A new connection. Raises ConnectFailed, ConnectTimeout or TlsFailed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = await self._open(origin)
+        except TimeoutError:
+            raise ConnectTimeout("the provider did not accept a connection in time") from None
+        except ssl.SSLError as error:
+            raise TlsFailed(f"TLS with the provider failed: {_tls_reason(error)}") from None
+        except OSError:
+            raise ConnectFailed("no connection to the provider could be made") from None
+        self._all.add(connection)
         return connection
 
     def put(self, connection: Connection) -> None:
@@ -430,30 +495,6 @@ class Pool:
             connection.close()
         self._all.clear()
         self._idle.clear()
-
-    def _take(self, origin: Origin) -> Connection | None:
-        idle = self._idle.get(origin)
-        expired = self._now() - IDLE_S
-        while idle:
-            connection = idle.pop()
-            if connection.usable and connection.idle_since > expired:
-                connection.reused = True
-                return connection
-            connection.close()
-        return None
-
-    async def _dial(self, origin: Origin, timeout_s: float) -> Connection:
-        try:
-            async with asyncio.timeout(timeout_s):
-                connection = await self._open(origin)
-        except TimeoutError:
-            raise ConnectTimeout("the provider did not accept a connection in time") from None
-        except ssl.SSLError as error:
-            raise TlsFailed(f"TLS with the provider failed: {_tls_reason(error)}") from None
-        except OSError:
-            raise ConnectFailed("no connection to the provider could be made") from None
-        self._all.add(connection)
-        return connection
 
     async def _open(self, origin: Origin) -> Connection:
         loop = asyncio.get_running_loop()

@@ -22,7 +22,7 @@ from typing import NamedTuple, cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
-from lunar_proxy.core.headers import render
+from lunar_proxy.core.headers import FIELD_LINE, read, render
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
@@ -43,13 +43,8 @@ from .bounds import (
 FAST_PATHS = frozenset(
     {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/embeddings"}
 )
-# The whole of a head this door takes. Names are tokens (RFC 9110 5.6.2); a value has no control
-# characters, so no bare CR or LF, and no line is folded (RFC 9112 5.2). Possessive, so it never
-# backtracks.
-HEAD = re.compile(
-    rb"POST (/[!-~]*+) HTTP/1\.1\r\n"
-    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++)"
-)
+# The whole of a head this door takes.
+HEAD = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1\r\n((?:%b)++)" % FIELD_LINE)
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
 # Their presence makes the request something for the other door.
 UNUSUAL = frozenset(
@@ -68,8 +63,7 @@ def read_head(head: bytes) -> Head | None:
     match = HEAD.fullmatch(head)
     if match is None or match[1] not in FAST_PATHS:
         return None
-    lines = [line.partition(b":") for line in match[2].split(b"\r\n")[:-1]]
-    headers = tuple([(name.lower(), value.strip(b" \t")) for name, _, value in lines])
+    headers = read(match[2])
     fields = Fields(headers)
     length = fields.get(b"content-length", b"")
     if not length.isdigit() or len(length) > 12 or not UNUSUAL.isdisjoint(fields.first):

@@ -33,8 +33,8 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.intake import Incoming, check_path
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
-from lunar_proxy.relay.carry import Upload
 from lunar_proxy.relay.client import Client, Source
+from lunar_proxy.relay.engine import Upload
 from lunar_proxy.tasks import spawn
 
 from .bounds import BODY_IDLE_S, KEEP_ALIVE_S, MAX_HEAD, too_large
