@@ -1,4 +1,4 @@
-"""The one way to start a task: named, referenced until it ends, its failure logged."""
+"""The way to start a task: named, referenced until it ends, its failure logged."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def spawn(coro: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+def begin(coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+    """The same for a caller that keeps the task itself and a `coro` that lets no error out, at
+    half the price; for what is started thousands of times a second."""
+    return asyncio.get_running_loop().create_task(coro, name=name)
 
 
 _running: set[asyncio.Task[Any]] = set()

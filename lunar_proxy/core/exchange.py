@@ -70,7 +70,7 @@ class Rules:
     splice: bool = False
 
 
-@dataclass(slots=True)
+@dataclass
 class Exchange:
     """One call's walk along its plan. `keys` and `window` answer from the compiled config."""
 
@@ -79,12 +79,12 @@ class Exchange:
     deadline: float  # monotonic seconds; over the whole chain
     keys: Callable[[Target], int] = field(default=lambda _target: 1)
     window: Callable[[Target], int | None] = field(default=lambda _target: None)
-    committed: bool = False
-    index: int = 0
-    tries: int = 0  # on the target at `index`, key rotations not counted
-    key: int = 0
-    _last: ProxyError | None = None
-    _open_for_s: list[float] = field(default_factory=list)
+    committed: bool = field(init=False, default=False)
+    index: int = field(init=False, default=0)
+    tries: int = field(init=False, default=0)  # on the target at `index`, key rotations not counted
+    key: int = field(init=False, default=0)
+    _last: ProxyError | None = field(init=False, default=None)
+    _open_for_s: tuple[float, ...] = field(init=False, default=())
 
     def start(self, now: float) -> Step:
         if not self.plan:
@@ -126,7 +126,7 @@ class Exchange:
 
     def skipped(self, retry_after_s: float, now: float) -> Step:
         """The target's breaker is open for that long, so it was not asked at all."""
-        self._open_for_s.append(retry_after_s)
+        self._open_for_s += (retry_after_s,)
         if self.committed:
             return self._recover(self._last or self._all_open(), now)
         return self._next(now)

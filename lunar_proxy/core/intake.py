@@ -65,24 +65,25 @@ def read_call(
         checked = {**(doc or {}), "model": path_model} if path_model else doc or {}
         _check_types(checked, endpoint)
     doc_model = (doc or {}).get("model")
+    # In order: by name, a named tuple takes twice the time to make.
     return Call(
-        id=id,
-        method=incoming.method,
-        path=incoming.path,
-        query=incoming.query,
-        fields=incoming.fields,
-        body=incoming.body,
-        doc=doc,
-        endpoint=endpoint,
-        model=path_model or (doc_model if isinstance(doc_model, str) else form_model),
-        stream=bool(doc and doc.get("stream") is True),
-        annotate=_annotate(incoming.fields, annotate),
-        include_usage=_include_usage(doc) if doc and "stream_options" in doc else None,
-        accepted_at=incoming.accepted_at,
-        client=incoming.client,
-        identity=identity,
-        own_key=own_key,
-        via=via,
+        id,
+        incoming.method,
+        incoming.path,
+        incoming.query,
+        incoming.fields,
+        incoming.body,
+        doc,
+        endpoint,
+        path_model or (doc_model if isinstance(doc_model, str) else form_model),
+        bool(doc and doc.get("stream") is True),
+        _annotate(incoming.fields, annotate),
+        _include_usage(doc) if doc and "stream_options" in doc else None,
+        incoming.accepted_at,
+        incoming.client,
+        identity,
+        own_key,
+        via,
     )
 
 

@@ -1,7 +1,7 @@
 """The nouns every part of the proxy speaks: what was asked, of whom, and what came of it.
 
-All of them are frozen; what is made at the end of every call is a named tuple, because making one
-takes a quarter of a frozen dataclass's time. Times are seconds on the monotonic clock of `app`,
+All of them are frozen; what every call makes is a named tuple, because making one takes a quarter
+of a frozen dataclass's time. Times are seconds on the monotonic clock of `app`,
 money is `Decimal` US dollars, token counts are whole tokens as the provider bills them.
 """
 
@@ -110,8 +110,7 @@ class Call(NamedTuple):
         return f"<Call {self.id} {self.endpoint} {self.model}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens of one answer. The parts are shares of the whole, never added to it.
 
     input_tokens counts the whole prompt, cached and cache-written tokens included, as OpenAI's

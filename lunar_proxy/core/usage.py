@@ -9,7 +9,8 @@ two things. Where dialects differ in what a number *includes*, the total tells t
     Anthropic's own fields     `input_tokens` leaves cached and cache-written tokens out
     Perplexity deep research   `reasoning_tokens` are neither in the completion nor in the total
 
-Reading goes by the members an answer has, a handful, and not by the thirty names there are.
+Reading goes by the members an answer has, a handful, and not by the thirty names there are; and
+where they are OpenAI's own, and add up, there is nothing to work out.
 
 A provider's numbers are outside our control, so nothing here raises: what is not a count is as
 good as absent, and a share larger than its whole is cut to it.
@@ -72,6 +73,12 @@ _NAMES: _Names = {
     "num_cached_tokens": _READ,  # Mistral
 }
 
+# Members besides OpenAI's own that change how the others are read.
+_TELLING = frozenset(_NAMES) - {
+    *("prompt_tokens", "completion_tokens", "total_tokens"),
+    *("prompt_tokens_details", "completion_tokens_details"),
+} | {"citation_tokens"}
+
 
 def read_usage(raw: object) -> Usage | None:
     """The tokens a provider's `usage` object reports; None when it holds no usable count.
@@ -81,6 +88,8 @@ def read_usage(raw: object) -> Usage | None:
     """
     if not isinstance(raw, dict):
         return None
+    if (plain := _plain(raw)) is not None:
+        return plain
     counts = [*_NOTHING_SAID]
     _collect(counts, raw, _NAMES)
     prompt, native, output, total = counts[:_WHOLES]
@@ -95,6 +104,38 @@ def read_usage(raw: object) -> Usage | None:
     if prompt == _ABSENT:  # Voyage's embeddings report a total alone
         prompt = max(total - output, 0)
     return _shared_out(counts, prompt, output, "citation_tokens" in raw)
+
+
+def _plain(raw: dict[str, object]) -> Usage | None:
+    """A chat's usage in OpenAI's own words whose total is its parts'; None: it takes a closer look.
+
+    The closer look gives the same; this is most answers there are.
+    """
+    prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens")
+    if type(prompt) is not int or type(output) is not int or prompt < 0 or output < 0:
+        return None
+    if raw.get("total_tokens") != prompt + output or not _TELLING.isdisjoint(raw):
+        return None
+    read = _only(raw.get("prompt_tokens_details"), "cached_tokens", _IN_DETAILS)
+    reasoning = _only(raw.get("completion_tokens_details"), "reasoning_tokens", _OUT_DETAILS)
+    if 0 <= read <= prompt <= MAX_TOKENS and 0 <= reasoning <= output <= MAX_TOKENS:
+        return Usage(prompt, output, read, 0, reasoning)
+    return None
+
+
+def _only(details: object, name: str, others: _Names) -> int:
+    """The one count among the details; _ABSENT where there is another, or something odd."""
+    if not details:
+        return 0
+    if type(details) is not dict:
+        return _ABSENT
+    count = 0
+    for said, value in details.items():
+        if said == name and type(value) is int:
+            count = value
+        elif value and said in others:
+            return _ABSENT
+    return count
 
 
 def _collect(counts: list[int], raw: Mapping[str, object], names: _Names) -> None:

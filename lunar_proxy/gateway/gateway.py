@@ -266,20 +266,17 @@ class Gateway:
         await self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
         total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
-        carrier = Carrier(
-            engine=self._engine_for(runtime, seen),
-            call=call,
-            exchange=Exchange(
-                plan, runtime.rules, deadline, keys=runtime.keys, window=runtime.window
-            ),
-            client=client,
-            total_at=deadline,
-            upload=upload,
-            debug=incoming.fields.get(b"x-lunar-debug") == b"1",
+        carrier = ticket.carrier = Carrier(
+            self._engine_for(runtime, seen),
+            call,
+            Exchange(plan, runtime.rules, deadline, runtime.keys, runtime.window),
+            client,
+            deadline,
+            upload,
             extra_headers=self._limit_headers(ticket),
             routing_headers=ticket.routed.headers if ticket.routed is not None else (),
+            debug=incoming.fields.get(b"x-lunar-debug") == b"1",
         )
-        ticket.carrier = carrier
         return carrier
 
     def _treats(self, seen: Visit, incoming: Incoming, caller: Caller) -> bool:

@@ -14,8 +14,7 @@ from lunar_proxy.core.headers import render
 from lunar_proxy.core.model import Call, Headers, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a connection goes; connections are pooled by it (RFC 6454)."""
 
     scheme: str  # "http", "https", or "demo": answered in this process

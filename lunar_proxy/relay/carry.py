@@ -30,7 +30,7 @@ from .trial import Trial
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass
 class Carrier:
     """One call on its way. After `run`, its fields are what settlement needs."""
 
@@ -43,16 +43,16 @@ class Carrier:
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
     routing_headers: tuple[tuple[bytes, bytes], ...] = ()  # what the router decided
     debug: bool = False  # the client asked for x-lunar-attempts-log
-    attempts: list[Attempt] = field(default_factory=list)
-    target: Target | None = None
-    index: int = 0
-    status: int = 0
-    waited_s: float = 0.0  # spent waiting for providers and in backoff
-    skipped: list[tuple[Target, Target]] = field(default_factory=list)  # past open breakers
-    _trial: Trial | None = None  # the one that answers, or is about to
-    _stream: Stream | None = None  # what the client reads, whoever it comes from
-    _calls: int = 0
-    _backing_off: bool = False
+    attempts: list[Attempt] = field(init=False, default_factory=list)
+    target: Target | None = field(init=False, default=None)
+    index: int = field(init=False, default=0)
+    status: int = field(init=False, default=0)
+    waited_s: float = field(init=False, default=0.0)  # spent waiting for providers and in backoff
+    skipped: tuple[tuple[Target, Target], ...] = field(init=False, default=())  # open breakers
+    _trial: Trial | None = field(init=False, default=None)  # that answers, or is about to
+    _stream: Stream | None = field(init=False, default=None)  # what the client reads, of whomever
+    _calls: int = field(init=False, default=0)
+    _backing_off: bool = field(init=False, default=False)
 
     async def run(self) -> None:
         """Carry the call to its end. Raises ProxyError, also when the client has seen its part."""
@@ -301,7 +301,7 @@ class Carrier:
             here = self.exchange.plan[self.exchange.index]
             step = self.exchange.skipped(error.wait_s, now)
             if isinstance(step, Send):
-                self.skipped.append((here, step.target))
+                self.skipped += ((here, step.target),)
             return step
         return self.exchange.failed(error, now, self.engine.draw())
 

@@ -27,7 +27,7 @@ from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
-from lunar_proxy.tasks import spawn
+from lunar_proxy.tasks import begin
 
 from .bounds import (
     BODY_IDLE_S,
@@ -270,7 +270,7 @@ class Door(asyncio.Protocol):
             via=self._doorway.via,
         )
         self._stop_watching()
-        self._task = spawn(self._run(incoming), name="call")
+        self._task = begin(self._run(incoming), name="call")
 
     async def _run(self, incoming: Incoming) -> None:
         try:

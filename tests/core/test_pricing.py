@@ -170,7 +170,7 @@ def test_the_total_is_the_sum_of_its_parts_and_none_is_negative(usage: Usage, pr
 @given(USAGES, PRICES, st.integers(1, 10**6))
 def test_more_tokens_never_cost_less(usage: Usage, price: Price, more: int) -> None:
     before = cost(usage, price)
-    longer = cost(replace(usage, output_tokens=usage.output_tokens + more), price)
+    longer = cost(usage._replace(output_tokens=usage.output_tokens + more), price)
     assert before is not None
     assert longer is not None
     assert longer.total >= before.total

@@ -310,3 +310,20 @@ def test_whatever_a_provider_sends_the_shares_fit_the_whole(raw: object) -> None
     assert 0 <= usage.reasoning_tokens <= usage.output_tokens
     assert 0 <= usage.output_audio_tokens <= usage.output_tokens
     assert usage.estimated is False
+
+
+COUNT = st.integers(-1, 12) | st.sampled_from([MAX_TOKENS, MAX_TOKENS + 1, None, 1.5, True])
+INSIDE = st.dictionaries(st.sampled_from(["cached_tokens", "audio_tokens", "x"]), COUNT)
+OUTSIDE = st.dictionaries(st.sampled_from(["reasoning_tokens", "audio_tokens", "x"]), COUNT)
+
+
+@given(COUNT, COUNT, st.none() | COUNT, st.none() | INSIDE, st.none() | OUTSIDE)
+def test_the_short_way_reads_what_the_long_one_does(
+    prompt: Any, output: Any, total: Any, inside: Any, outside: Any
+) -> None:
+    if total is None and type(prompt) is type(output) is int:
+        total = prompt + output
+    raw = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": total}
+    raw |= {"prompt_tokens_details": inside, "completion_tokens_details": outside}
+    the_long_way = raw | {"thinking_tokens": 0}
+    assert read_usage(raw) == read_usage(the_long_way)
