@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lunar_proxy.config.schema import Router as Settings
 from lunar_proxy.core.errors import RouterNotReady
-from lunar_proxy.tasks import spawn
+from lunar_proxy.tasks import in_task, spawn
 
 if TYPE_CHECKING:  # numpy and onnxruntime, for nobody but the router
     from lunar_proxy.scoring.clusters import Array as Features
@@ -162,6 +162,7 @@ class Decider:
         loaded = await self.load()
         vector = loaded.embedder.cached(text)
         cached = vector is not None
+        await in_task()
         try:
             async with asyncio.timeout(within_s):
                 form = self._forms.get(text) or await self._forms.find(text)

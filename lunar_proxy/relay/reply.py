@@ -10,6 +10,9 @@ whole, anything else until its head is in. Then `relay_to` connects it to the cl
 there bytes go from socket to socket by callback; the awaiting coroutine wakes once more, at
 the end.
 
+The coroutine goes on inside the callback that decides or finishes the answer (`tasks.Moment`), and
+may be through with the call, and have closed this, when that returns: so it is the last thing done.
+
 Its time limits are looked at by the watch (`relay.watch`); per chunk only a time is noted.
 """
 
@@ -36,6 +39,7 @@ from lunar_proxy.core.stream import Stream
 from lunar_proxy.providers.base import Timeouts
 from lunar_proxy.providers.openai import in_band_event
 from lunar_proxy.providers.translate import EventTranslator, Translation
+from lunar_proxy.tasks import Moment
 
 from .client import Client
 from .watch import TICK_S, Watch
@@ -89,6 +93,7 @@ class Reply:
         "_decoder",
         "_direct",
         "_error",
+        "_finished",
         "_first",
         "_first_at",
         "_last_at",
@@ -101,7 +106,6 @@ class Reply:
         "_total_at",
         "_translation",
         "_translator",
-        "_waiter",
         "_watch",
         "_wire",
         "client",
@@ -134,10 +138,10 @@ class Reply:
         self.link: Link | None = None
         self.client: Client | None = None
         self.ended = False  # the provider has nothing more to say
-        self.decided: asyncio.Future[None] = loop.create_future()
+        self.decided = Moment()
         self.over = False  # the answer has come to an end, good or bad
         self._error: ProxyError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._finished = Moment()
         self._loop = loop
         self._wire = wire
         self._make_stream = make_stream
@@ -221,8 +225,9 @@ class Reply:
         if self.stream is not None:
             if self._translator is not None and (last := self._translator.eof()):
                 self._events(self.stream, last)
-            self._events_end(self.stream)
-        elif not self.decided.done():
+            if not self.over:  # the call may have ended by that, and closed this
+                self._events_end(self.stream)
+        elif not self.decided.done:
             if self._translation is not None and self.status < 300:
                 self._pending = [self._translation.answer(self.whole())]
             self._decide()
@@ -247,8 +252,7 @@ class Reply:
     async def complete(self) -> None:
         """Until the last byte has been relayed; raises what broke the answer."""
         if not self.over:
-            self._waiter = self._loop.create_future()
-            await self._waiter
+            await self._finished
         if self._error is not None:
             raise self._error
 
@@ -300,10 +304,7 @@ class Reply:
         # all of it is freed at once instead of by the collector.
         self.client = self.stream = self._direct = None
         self._make_stream = _no_stream
-        if not self.decided.done():
-            self.decided.cancel()
-        elif not self.decided.cancelled():
-            self.decided.exception()  # seen, so that the loop does not report it as lost
+        self.over = True
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ class Reply:
                 self._fail(self._cut(stream, "before any content"))
         elif self.client is not None and not self._complete_without_end(stream):
             self._fail(self._cut(stream, "before it was complete"))
-        elif not self.decided.done():  # a stream that others began, and this one had no word of
+        elif not self.decided.done:  # a stream that others began, and this one had no word of
             self._fail(self._cut(stream, "before any content"))
 
     def _cut(self, stream: Stream, when: str) -> ProxyError:
@@ -419,16 +420,17 @@ class Reply:
 
     def _decide(self) -> None:
         self._first = False
-        if not self.decided.done():
-            self.decided.set_result(None)
+        self.decided.set()
 
     def _finish(self) -> None:
         self._end(None)
 
     def _fail(self, error: ProxyError) -> None:
-        if not self.decided.done():
+        if self.over:
+            return
+        if not self.decided.done:
             self._close_link()
-            self.decided.set_exception(error)
+            self.decided.set(error)
         else:
             self._end(error)
 
@@ -437,8 +439,7 @@ class Reply:
             return
         self._close_link()
         self.over, self._error = True, error
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._finished.set()
 
     def _close_link(self) -> None:
         if not self.ended and self.link is not None:

@@ -8,6 +8,7 @@ can run for one call: one after another, or side by side (hedging).
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -242,13 +243,18 @@ class Trial:
                 return error
             return None
 
-        sending = spawn(send(), name="upload")
+        async def answer() -> None:
+            with suppress(ProxyError):
+                await reply.decided
+
+        sending, answering = spawn(send(), name="upload"), spawn(answer(), name="answer")
         try:
-            await asyncio.wait({sending, reply.decided}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
             if not reply.ended and (error := await sending) is not None:
                 raise error
         finally:
             sending.cancel()
+            answering.cancel()
         await reply.decided
 
     def _request(self) -> UpstreamRequest:

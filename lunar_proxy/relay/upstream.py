@@ -36,6 +36,7 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.headers import FIELD_LINE, read
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
+from lunar_proxy.tasks import in_task
 
 from .landing import open_through
 
@@ -112,6 +113,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_breathing",
         "_burst",
+        "_complete",
         "_drained",
         "_head",
         "_head_size",
@@ -151,6 +153,7 @@ class Connection(asyncio.Protocol):
         self._head = True
         self._head_size = 0
         self._informational = False
+        self._complete = False
         self._keep_alive = False
         self._no_body = False
         self._to_eof = False
@@ -255,6 +258,8 @@ class Connection(asyncio.Protocol):
                 return
         try:
             self._parser.feed_data(data)
+            if self._complete:
+                self._finish(reusable=self._keep_alive)
         except httptools.HttpParserUpgrade:
             self._fail(BadAnswer("the provider switched protocols unasked"))
         except httptools.HttpParserCallbackError:
@@ -305,14 +310,15 @@ class Connection(asyncio.Protocol):
     # --- httptools callbacks ------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._receiver is None:  # behind a whole answer: it must not meet the next call
-            self._pool.forget(self)
-            self.close()
+        if self._complete:  # behind a whole answer: it must not meet the next call
+            self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         status = self._parser.get_status_code()
         self._informational = 100 <= status < 200
         if self._informational:
@@ -329,12 +335,12 @@ class Connection(asyncio.Protocol):
             self._finish(reusable=False)
 
     def on_body(self, data: bytes) -> None:
-        if self._receiver is not None:
+        if self._receiver is not None and not self._complete:
             self._receiver.body(data)
 
     def on_message_complete(self) -> None:
-        if not self._informational:
-            self._finish(reusable=self._keep_alive)
+        # What follows from it has to wait until all that was read is parsed: see rule 1.
+        self._complete = not self._informational
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -346,7 +352,7 @@ class Connection(asyncio.Protocol):
         self._headers = []
         self._head = True
         self._head_size = 0
-        self._informational = self._keep_alive = self._to_eof = False
+        self._informational = self._keep_alive = self._to_eof = self._complete = False
         self._no_body = no_body
         self.answered = False
         self._receiver = receiver
@@ -453,6 +459,7 @@ class Pool:
 
     async def connect(self, origin: Origin, *, timeout_s: float) -> Connection:
         """A new connection. Raises ConnectFailed, ConnectTimeout or TlsFailed."""
+        await in_task()
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await self._open(origin)

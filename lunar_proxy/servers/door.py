@@ -27,7 +27,7 @@ from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
-from lunar_proxy.tasks import begin
+from lunar_proxy.tasks import Drive
 
 from .bounds import (
     BODY_IDLE_S,
@@ -129,6 +129,7 @@ class Door(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_buffer",
+        "_call",
         "_chunked",
         "_doorway",
         "_due",
@@ -141,7 +142,6 @@ class Door(asyncio.Protocol):
         "_reading_paused",
         "_rings_at",
         "_source",
-        "_task",
         "_timer",
         "_transport",
         "_write_paused",
@@ -156,7 +156,7 @@ class Door(asyncio.Protocol):
         self._known: Known | None = None
         self._body: list[bytes] = []
         self._missing = 0
-        self._task: asyncio.Task[None] | None = None
+        self._call: Drive | None = None
         self._source: Source | None = None
         self._write_paused = False
         self._reading_paused = False
@@ -169,7 +169,7 @@ class Door(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        return self._task is not None
+        return self._call is not None
 
     # --- asyncio.Protocol ---------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Door(asyncio.Protocol):
         self._watch(KEEP_ALIVE_S)
 
     def data_received(self, data: bytes) -> None:
-        if self._task is not None:
+        if self._call is not None:
             self._buffer += data
             if len(self._buffer) > MAX_AHEAD and self._transport is not None:
                 self._transport.pause_reading()
@@ -199,8 +199,8 @@ class Door(asyncio.Protocol):
         self._doorway.doors.discard(self)
         self._transport = None
         self._forget_timer()
-        if self._task is not None:
-            self._task.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -270,7 +270,8 @@ class Door(asyncio.Protocol):
             via=self._doorway.via,
         )
         self._stop_watching()
-        self._task = begin(self._run(incoming), name="call")
+        self._call = Drive(self._run(incoming), name="call")
+        self._call.go_on()
 
     async def _run(self, incoming: Incoming) -> None:
         try:
@@ -279,7 +280,7 @@ class Door(asyncio.Protocol):
             self._served()
 
     def _served(self) -> None:
-        self._task = None
+        self._call = None
         self._head = None
         self._source = None
         transport = self._transport
@@ -292,7 +293,11 @@ class Door(asyncio.Protocol):
             self._reading_paused = False
             transport.resume_reading()
         self._watch(KEEP_ALIVE_S)
-        if self._buffer:
+        if self._buffer:  # not at once: a thousand that fail at once would be a deep stack
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._buffer and self._transport is not None and self._call is None:
             data, self._buffer = self._buffer, b""
             self._begin(data)
 
@@ -321,7 +326,7 @@ class Door(asyncio.Protocol):
     def finish_and_close(self) -> None:
         """For a shutdown: close now, or after the answer that is running."""
         self._keep_alive = False
-        if self._task is None and self._transport is not None:
+        if self._call is None and self._transport is not None:
             self._transport.close()
 
     # --- relay.client.Client ----------------------------------------------------------------------

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from lunar_proxy.core import limits
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Blocked, Limits, State, Verdict, Window, units
-from lunar_proxy.tasks import spawn
+from lunar_proxy.tasks import in_task, spawn
 
 from . import scripts
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
@@ -174,6 +174,7 @@ class RedisStore:
     async def _take(self, reservation: Reservation, now: float) -> Verdict:
         ask, subject = reservation.ask, reservation.subject
         reservation.id = f"{next(self._ids)}:{ask.tokens}:{ask.units}"
+        await in_task()
         try:
             async with asyncio.timeout(self._deadline_s):
                 fits, *answer = await self._pipe.run(
