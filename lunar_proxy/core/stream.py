@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .annotate import event_edits, splice_usage, value_at, with_members
+from .annotate import event_edits, only_usage, splice_usage, value_at, with_members
 from .continuation import Continuation
 from .errors import BadAnswer
 from .jsonspan import Edit, apply
@@ -412,14 +412,18 @@ class Stream:
         added = self._render(self.usage)
         if not added:
             return []
+        if self._usage_source == (event.data, ("usage",)) and (found := only_usage(event.data)):
+            end = found[1] - 1
+            return event_edits(event.raw, [Edit(end, end, b"," + added)])
         whole = b"{" + added + b"}"
         if self._usage_source is not None:
-            whole = with_members(value_at(*self._usage_source), added)
+            whole = with_members(_usage_text(*self._usage_source), added)
         edits = splice_usage(event.data, added, whole, self._shape.usage_in)
         return event_edits(event.raw, edits)
 
     def _pass(self, out: list[bytes], event: SSEEvent, sent: int, *, spliced: bool = False) -> None:
-        self._transcript.add(event.raw)  # first: where usage is counted, this text counts too
+        if event.data != _DONE:
+            self._transcript.add(event.raw)  # first: where usage is counted, this text counts too
         edits = self._usage_edits(event) if spliced else []
         raw = apply(event.raw, edits) if edits and min(edits).start >= sent else event.raw
         out.append(raw[sent:] if sent else raw)
@@ -446,6 +450,11 @@ class Stream:
         mark = _SPLICE_MARK if self._splice else _FAULT_MARK
         found = mark.search(pending, max(0, self._sent - _LOOK_BACK))
         return found.start() if found else len(pending)
+
+
+def _usage_text(document: bytes, path: tuple[str, ...]) -> bytes:
+    found = only_usage(document) if path == ("usage",) else None
+    return document[slice(*found)] if found else value_at(document, path)
 
 
 def _may_be(beginnings: tuple[bytes, ...], head: bytes) -> bool:

@@ -147,8 +147,12 @@ class Transcript:
     @property
     def choices(self) -> set[int]:
         """The choices that have begun."""
-        self._fold()
-        return set(self._choices)
+        if self._raw:
+            self._fold()
+        begun = set(self._choices)
+        if self._words:
+            begun.add(self._where[0])
+        return begun
 
     @property
     def sequence(self) -> int:
