@@ -137,22 +137,43 @@ class Stream:
                 self._transcript.add(data)
                 self._transcript.learn(data)
                 return data
-        if self.plain and len(data) > _BURST and self._continuation is None:
+        if len(data) > _BURST and self._continuation is None and not self._finished:
             return self._feed_burst(data)
         return self._feed_parsed(data)
 
     def _feed_burst(self, data: bytes) -> bytes:
-        """Many events in one read: those without a mark pass in one piece, and only the two ends,
-        where an event may be cut, are looked at."""
+        """Many events in one read: a run of them that needs no look passes in one piece."""
         start = data.find(b"\n\n") + 2 if self._parser.pending else 0
-        stop = data.rfind(b"\n\n") + 2
-        first = self._feed_parsed(data[:start]) if start else b""
-        whole = data[start:stop]
-        cut = self._parser.pending or not self.plain
-        if cut or stop - start < _BURST or self._marked(whole):
-            return first + self._feed_parsed(data[start:])
-        self._transcript.add(whole)
-        return b"%b%b%b" % (first, whole, self._feed_parsed(data[stop:]))
+        out = [self._feed_parsed(data[:start])] if start else []
+        whole = data.rfind(b"\n\n") + 2
+        while start < whole and (self.plain or not self.started) and not self._parser.pending:
+            stop = self._plain_run(data, start, whole) if self.plain else start
+            if stop == start:
+                stop = data.find(b"\n\n", start) + 2
+                out.append(self._feed_parsed(data[start:stop]))
+            else:
+                out.append(data[start:stop])
+            start = stop
+        out.append(self._feed_parsed(data[start:]))
+        return b"".join(out)
+
+    def _plain_run(self, data: bytes, start: int, whole: int) -> int:
+        """Where the whole events end that have no mark, as far as that can be told of many."""
+        stop = self._known_run(data, start)
+        if stop == start and whole - start > _BURST and not self._marked(data[start:whole]):
+            self._transcript.add(data[start:whole])
+            return whole
+        return stop
+
+    def _known_run(self, data: bytes, start: int) -> int:
+        """Where the events end that are all one, known or learned here, but for a word each."""
+        stop = self._transcript.run(data, start)
+        if stop == start:
+            example = data[start : data.find(b"\n\n", start) + 2]
+            if not self._marked(example):
+                self._transcript.learn(example)
+                stop = self._transcript.run(data, start)
+        return stop
 
     def _feed_parsed(self, data: bytes) -> bytes:
         if self.error is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -91,18 +92,45 @@ class Transcript:
         if not (chunk.startswith(self._head) and chunk.endswith(self._tail)):
             return False
         word = chunk[self._start : self._stop]
-        if self._joint:
-            word, found, noise = word.partition(self._joint)
-            if not found or not _inside_string(noise):
-                return False
-        if not _inside_string(word):
+        if not self._is_word(word):
             return False
+        if self._joint:
+            word = word.partition(self._joint)[0]
         if self._raw:
             self._fold()
         self._words += word
         if len(self._words) > FOLD_BYTES:
             self._fold()
         return True
+
+    def run(self, data: bytes, start: int) -> int:
+        """Where the events end that repeats() would know, one after another from `start` on; they
+        have been added. Together they cost a fraction of what they do one by one.
+        """
+        if not data.startswith(self._head, start):
+            return start
+        between = data[start + self._start :].split(self._tail + self._head)
+        words = [*takewhile(self._is_word, between[:-1])]
+        # Behind the last of them, and before an event of another kind, stands no head.
+        last, found, _ = between[len(words)].partition(self._tail)
+        if found and self._is_word(last):
+            words.append(last)
+        stop = start + len(words) * (self._start - self._stop) + sum(map(len, words))
+        if self._raw:
+            self._fold()
+        if self._joint:
+            words = [word.partition(self._joint)[0] for word in words]
+        self._words += b"".join(words)
+        if len(self._words) > FOLD_BYTES:
+            self._fold()
+        return stop
+
+    def _is_word(self, word: bytes) -> bool:
+        if self._joint:
+            word, found, noise = word.partition(self._joint)
+            if not found or not _inside_string(noise):
+                return False
+        return _inside_string(word) is not None
 
     def add(self, raw: bytes) -> None:
         self._raw += raw

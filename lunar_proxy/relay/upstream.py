@@ -115,6 +115,7 @@ class Connection(asyncio.Protocol):
         "_burst",
         "_complete",
         "_drained",
+        "_ends",
         "_head",
         "_head_size",
         "_headers",
@@ -123,6 +124,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_no_body",
         "_parser",
+        "_parts",
         "_pool",
         "_receiver",
         "_sending",
@@ -132,6 +134,7 @@ class Connection(asyncio.Protocol):
         "_writable",
         "answered",
         "idle_since",
+        "on_body",
         "origin",
         "reused",
     )
@@ -146,6 +149,9 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._receiver: Receiver | None = None
         self._transport: asyncio.Transport | None = None
+        self._parts: list[bytes] = []  # of the body, out of the read that is being parsed
+        self._ends = 0  # how many of them belong to the answer, when it is complete
+        self.on_body = self._parts.append  # httptools' callback; no frame for each chunk
         self._parser = httptools.HttpResponseParser(self)
         self._writable = True
         self._drained: asyncio.Future[None] | None = None
@@ -256,20 +262,37 @@ class Connection(asyncio.Protocol):
             if self._head_size > MAX_HEAD and b"\r\n\r\n" not in data:
                 self._fail(BadAnswer("the provider's response head is too large"))
                 return
-        try:
-            self._parser.feed_data(data)
-            if self._complete:
-                self._finish(reusable=self._keep_alive)
-        except httptools.HttpParserUpgrade:
-            self._fail(BadAnswer("the provider switched protocols unasked"))
-        except httptools.HttpParserCallbackError:
-            logger.exception("reading a provider's answer failed inside the proxy")
-            self._fail(ProxyError("internal error"))
-        except httptools.HttpParserError:
-            self._fail(BadAnswer("the provider's answer is not valid HTTP"))
+        error = self._parse(data)
+        if self._parts:
+            self._deliver()
+        if error is not None:
+            self._fail(error)
+        elif self._complete:
+            self._finish(reusable=self._keep_alive)
         self._burst += len(data)
         if self._burst > BURST:
             self._breathe()
+
+    def _parse(self, data: bytes) -> ProxyError | None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return BadAnswer("the provider switched protocols unasked")
+        except httptools.HttpParserCallbackError:
+            logger.exception("reading a provider's answer failed inside the proxy")
+            return ProxyError("internal error")
+        except httptools.HttpParserError:
+            return BadAnswer("the provider's answer is not valid HTTP")
+        return None
+
+    def _deliver(self) -> None:
+        """What came of the body in this read, in one piece: providers send an event a chunk, and a
+        read brings many when they are quicker than we."""
+        parts = self._parts[: self._ends] if self._complete else self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts.clear()
+        if data and self._receiver is not None:
+            self._receiver.body(data)
 
     def _take(self, whole: Whole) -> None:
         receiver = self._receiver
@@ -334,13 +357,10 @@ class Connection(asyncio.Protocol):
         if self._no_body:
             self._finish(reusable=False)
 
-    def on_body(self, data: bytes) -> None:
-        if self._receiver is not None and not self._complete:
-            self._receiver.body(data)
-
     def on_message_complete(self) -> None:
         # What follows from it has to wait until all that was read is parsed: see rule 1.
-        self._complete = not self._informational
+        if not self._complete and not self._informational:
+            self._complete, self._ends = True, len(self._parts)
 
     # --- inside -------------------------------------------------------------------------------
 

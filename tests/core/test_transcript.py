@@ -70,6 +70,35 @@ def test_another_event_is_not_taken_for_it(raw: bytes) -> None:
     assert not heard.repeats(raw)
 
 
+ALIKE = [chunk({"content": word}) for word in ("a", ' "', "", " \u00fc\\")]
+RUNS: dict[str, tuple[list[bytes], int]] = {
+    "all": (ALIKE, 4),
+    "one": (ALIKE[:1], 1),
+    "none": ([chunk({"reasoning": "b"}), *ALIKE], 0),
+    "half of one behind it": ([*ALIKE, ALIKE[0][:-1]], 4),
+    **{f"{name} in it": ([*ALIKE, raw, *ALIKE], 4) for name, raw in OTHERS.items()},
+}
+del RUNS["two events in it"]
+
+
+@pytest.mark.parametrize(("raws", "known"), RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("before", [b"", b": before\n\n"])
+def test_a_run_is_known_as_its_events_are(
+    raws: list[bytes], known: int, padded: bool, before: bytes
+) -> None:
+    one_by_one, at_once = transcript(), transcript()
+    noise = [b',"obfuscation":"%b"}\n' % (b"x" * i) if padded else b"}\n" for i in range(10)]
+    for heard in (one_by_one, at_once):
+        tell(heard, chunk({"content": "hello"}).replace(b"}\n", noise[5]))
+    raws = [raw.replace(b"}\n", noise[i]) for i, raw in enumerate(raws)]
+    assert [one_by_one.repeats(raw) for raw in raws[: known + 1]][:known] == [True] * known
+    data = before + b"".join(raws)
+    stop = len(before) + sum(map(len, raws[:known]))
+    assert at_once.run(data, len(before)) == stop
+    assert at_once.said() == one_by_one.said()
+
+
 def test_words_keep_their_place_among_other_events() -> None:
     heard = transcript()
     for raw in ("one", " two", ["part"], " three"):
@@ -151,7 +180,7 @@ def test_half_a_surrogate_pair_does_no_harm() -> None:
     assert heard.said()[0].content == "hello\\ud83d"
 
 
-RUNS: dict[str, tuple[bytes, list[Any]]] = {
+DOCUMENTS: dict[str, tuple[bytes, list[Any]]] = {
     "one line each": (b'data: {"a":1}\n\ndata: [2]\n\n', [{"a": 1}, [2]]),
     "no space": (b'data:{"a":1}\n\ndata:2\n\n', [{"a": 1}, 2]),
     "crlf": (b"data: 1\r\n\r\ndata: 2\r\n\r\n", [1, 2]),
@@ -162,6 +191,6 @@ RUNS: dict[str, tuple[bytes, list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("raw", "docs"), RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize(("raw", "docs"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
 def test_parses_runs_of_events(raw: bytes, docs: list[Any]) -> None:
     assert parse_all(raw) == docs
