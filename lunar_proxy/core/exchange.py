@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .errors import (
     ContextTooLong,
@@ -31,26 +32,23 @@ from .errors import (
 from .model import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Ask this target, after `delay_s`; `key` counts the provider's keys already refused."""
 
     target: Target
-    index: int
+    index: int  # type: ignore[assignment]
     delay_s: float = 0.0
     key: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(NamedTuple):
     """Committed and broken: ask this target and carry on where the text stopped (splice)."""
 
     target: Target
-    index: int
+    index: int  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Nothing is left to try: this is what the client is told."""
 
     error: ProxyError

@@ -46,6 +46,8 @@ _MAX_HOPS = 32
 _OPENING = b"{["
 _QUOTE, _BACKSLASH, _BRACE, _CLOSING_BRACE = b'"\\{}'
 
+_MODEL = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*")')
+
 # An escape that can spell an ASCII letter: a key may be written with it ("mod\u0065l").
 _ASCII_ESCAPE = re.compile(rb"\\u00[2-7]")
 
@@ -158,23 +160,24 @@ def _rewrite_quickly(
         start = _object_start(body, 0) + 1
         edits.append(Edit(start, start, _ASK_USAGE + b"," if doc else _ASK_USAGE))
     if model is not None and "model" in doc:
-        value = _only_model(body)
-        if value is None:
+        found = _only_model(body)
+        if found is None:
             return None
-        edits.append(Edit(value, value_end(body, value), orjson.dumps(model)))
+        if doc["model"] != model:
+            edits.append(Edit(*found.span(1), orjson.dumps(model)))
     return apply(body, edits) if edits else body
 
 
-def _only_model(body: bytes) -> int | None:
-    """Where the value of `model` starts, in a document that is known to have one at its top.
+def _only_model(body: bytes) -> re.Match[bytes] | None:
+    """The text value of `model`, in a document that is known to have one at its top.
 
     If no key can be spelled with escapes and the quoted word occurs once, then that is it: text
-    inside strings has its quotes escaped.
+    inside strings has its quotes escaped. A value with an escape is left to the scan.
     """
-    if body.count(b'"model"') != 1 or (b"\\u00" in body and _ASCII_ESCAPE.search(body)):
+    key = body.find(b'"model"')
+    if body.find(b'"model"', key + 1) >= 0 or (b"\\u00" in body and _ASCII_ESCAPE.search(body)):
         return None
-    colon = _skip_space(body, body.find(b'"model"') + len(b'"model"'))
-    return _skip_space(body, colon + 1)
+    return _MODEL.match(body, key) if key >= 0 else None
 
 
 def _ask_usage(body: bytes, kept: Sequence[Member]) -> list[Edit]:

@@ -82,11 +82,14 @@ class Known(NamedTuple):
     the digits was found good; other digits in their place change nothing about that.
     """
 
+    raw: bytes
     before: bytes
     behind: bytes
     head: Head
 
     def same(self, head: bytes) -> Head | None:
+        if head == self.raw:
+            return self.head
         if not (head.startswith(self.before) and head.endswith(self.behind)):
             return None
         digits = head[len(self.before) : len(head) - len(self.behind)]
@@ -100,7 +103,7 @@ def known(head: bytes, read: Head) -> Known | None:
     place = LENGTH.search(head)
     if place is None:
         return None
-    return Known(head[: place.start(1)], head[place.end(1) :], read)
+    return Known(head, head[: place.start(1)], head[place.end(1) :], read)
 
 
 def _repeats_framing(headers: Headers) -> bool:
