@@ -139,6 +139,7 @@ OPERATIONS = {
     "images": "images",
     "moderations": "moderations",
 }
+TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
 ENDPOINTS = frozenset(OPERATIONS) | {
     *("audio/speech", "audio/transcriptions", "audio/translations"),
     *("images/generations", "images/edits", "images/variations"),
@@ -300,13 +301,8 @@ class Metrics:
             series.per_token.observe((outcome.latency_s - outcome.ttft_s) / (tokens - 1))
 
     def _observe_usage(self, series: _Series, usage: Usage) -> None:
-        for kind, tokens in (
-            ("input", usage.input_tokens),
-            ("output", usage.output_tokens),
-            ("cache_read", usage.cache_read_tokens),
-            ("cache_write", usage.cache_write_tokens),
-            ("reasoning", usage.reasoning_tokens),
-        ):
+        # The first five counts of a usage, in its order.
+        for kind, tokens in zip(TOKEN_KINDS, usage, strict=False):
             if tokens:
                 if kind not in series.tokens:
                     labels = (*series.gen_ai, kind)

@@ -16,7 +16,16 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Phase, Target, Usage
-from lunar_proxy.metrics import ENDPOINTS, FAMILIES, OPERATIONS, Metrics, Snapshot, merge, render
+from lunar_proxy.metrics import (
+    ENDPOINTS,
+    FAMILIES,
+    OPERATIONS,
+    TOKEN_KINDS,
+    Metrics,
+    Snapshot,
+    merge,
+    render,
+)
 from lunar_proxy.testing import call, outcome
 
 A, B = Target("openai", "gpt-4o"), Target("groq", "llama")
@@ -344,7 +353,7 @@ def test_whatever_clients_send_makes_few_series(outcomes: Iterable[Outcome]) -> 
         metrics.observe(each)
     rows = [labels for family in metrics.snapshot().values() for labels, _ in family]
     words = {value for labels in rows for value in labels}
-    ours = {"", "openai", "other", "none", "200", "true", "false", "input", "output", "1.2.3"}
+    ours = {"", "openai", "other", "none", "200", "true", "false", "1.2.3", *TOKEN_KINDS}
     assert words <= ours | KNOWN | ENDPOINTS | set(OPERATIONS.values())
 
 

@@ -34,9 +34,9 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "stream": call.stream,
         **(_usage(outcome.usage) if outcome.usage is not None else _NO_USAGE),
         "cost_usd": float(outcome.cost.total) if outcome.cost is not None else None,
-        "latency_ms": round(outcome.latency_s * 1000, 3),
-        "ttft_ms": round(outcome.ttft_s * 1000, 3) if outcome.ttft_s is not None else None,
-        "overhead_ms": round(outcome.overhead_s * 1000, 3),
+        "latency_ms": _ms(outcome.latency_s),
+        "ttft_ms": _ms(outcome.ttft_s) if outcome.ttft_s is not None else None,
+        "overhead_ms": _ms(outcome.overhead_s),
         "attempts": len(outcome.attempts),
         "fallback_index": outcome.index,
         # The last one is the call itself.
@@ -69,8 +69,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "model": attempt.target.model[:LONGEST_NAME],
         "status": attempt.status,
         "error": _name(attempt.error),
-        "ms": round(attempt.duration_s * 1000, 3),
+        "ms": _ms(attempt.duration_s),
     }
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds with three decimals; round() takes twice as long."""
+    return int(seconds * 1_000_000 + 0.5) / 1000
 
 
 def _name(value: str | None) -> str | None:
