@@ -118,7 +118,7 @@ def admission(store: Store, headers: Headers, limits: Limits) -> Callable[[], Aw
         if limits.empty:
             return
         reservation, verdict = await limiter.take(asked, limits, TARGET, PRICE)
-        tuple((name.encode(), value.encode()) for name, value in rate_limit_headers(verdict))
+        rate_limit_headers(verdict)
         limiter.settle(reservation, USED)
 
     return once

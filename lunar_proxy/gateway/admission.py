@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from decimal import Decimal
 from typing import NamedTuple, Protocol
 
 from lunar_proxy.config import Config
@@ -12,9 +11,9 @@ from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, Unauthorized
 from lunar_proxy.core.identity import Credential, credential, proxy_credential
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target, Usage
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
-from lunar_proxy.core.pricing import Price, cost
+from lunar_proxy.core.pricing import Price, plain_cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
 from lunar_proxy.stores.keys import Keyring, listed
 
@@ -182,10 +181,8 @@ class Limiter:
         output = max_tokens(call) or round(self._usual_output.get(target, USUAL_OUTPUT))
         if call.endpoint == "embeddings":
             output = 0
-        usd = None
-        if isinstance(price, Price):
-            usd = cost(Usage(input_tokens=prompt, output_tokens=output), price)
-        return Ask(prompt + output, usd.total if usd is not None else Decimal(0))
+        usd = plain_cost(price, prompt, output) if isinstance(price, Price) else None
+        return Ask.of(prompt + output, usd)
 
 
 def max_tokens(call: Call) -> int | None:

@@ -486,7 +486,7 @@ class Gateway:
     def _limit_headers(self, ticket: Ticket) -> Headers:
         if ticket.verdict is None:
             return ()
-        return tuple((k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict))
+        return rate_limit_headers(ticket.verdict)
 
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""

@@ -9,11 +9,11 @@ of a task switch.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
-from lunar_proxy.core.limits import UNITS_PER_USD, Ask, Limits, Verdict, units
+from lunar_proxy.core.limits import NOTHING, UNITS_PER_USD, Ask, Limits, Verdict, units
 from lunar_proxy.core.model import Outcome
 
 HOUR_S = 3600
@@ -32,7 +32,7 @@ class Reservation:
 
     subject: str
     limits: Limits
-    ask: Ask = field(default_factory=Ask)
+    ask: Ask = NOTHING
     id: str = ""
     held: bool = False  # taken and not yet settled
     local: bool = False  # held by this process, not by the shared store

@@ -407,9 +407,9 @@ def _verdict(state: State, reservation: Reservation, fits: bool) -> Verdict:
     """The script says whether; which limit, and for how long, follows from the state it left."""
     of = reservation.limits
     if fits:
-        return limits.verdict(state, of, None)
+        return Verdict(None, state, of)
     blocked = limits.blocking(state, of, reservation.ask)
-    return limits.verdict(state, of, blocked or _UNEXPLAINED)
+    return Verdict(blocked or _UNEXPLAINED, state, of)
 
 
 _UNEXPLAINED = Blocked("requests", limits.RELEASE_WAIT_S, "limit")

@@ -168,7 +168,7 @@ async def test_a_caller_that_went_away_while_asking_holds_nothing(
 async def test_replicas_share_every_limit_exactly(open_replica: Open, clock: Clock) -> None:
     replicas = [await open_replica() for _ in range(3)]
     limits = Limits(100, 5000, 40, Budget(Decimal(1), "month"))
-    asks = [Reservation("s", limits, Ask(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
 
     async def call(n: int) -> bool:
         return (await ask(replicas[n % 3], asks[n], clock())).allowed
@@ -178,7 +178,7 @@ async def test_replicas_share_every_limit_exactly(open_replica: Open, clock: Clo
         replicas[n % 3].settle(reservation, 100, Decimal("0.001"), clock())
     for store in replicas:  # each sees its own settles, all of them those of all
         await ask(store, Reservation("another", limits), clock())
-    asks = [Reservation("s", limits, Ask(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
     assert sum(await asyncio.gather(*(call(n) for n in range(150)))) == 10  # tokens: 50 in all
 
 
@@ -261,7 +261,7 @@ async def test_absurd_numbers_are_refused_or_counted_and_never_fail(
 ) -> None:
     store = await open_replica()
     limits = Limits(requests_per_minute=10, budget=Budget(Decimal(5), "total"))
-    reservation = Reservation("s", limits, Ask(10**30, Decimal(10) ** 30))
+    reservation = Reservation("s", limits, Ask.of(10**30, Decimal(10) ** 30))
     assert (await ask(store, reservation, clock())).allowed  # alone, and there is no token limit
     store.settle(reservation, 10**30, Decimal(10) ** 30, clock())
     refused = await ask(store, Reservation("s", limits), clock())

@@ -108,7 +108,7 @@ async def test_what_was_spent_without_redis_is_charged_when_it_is_back(
 ) -> None:
     limits = Limits(budget=Budget(Decimal(1), "total"))
     redis_server.freeze()
-    reservation = Reservation("s", limits, Ask(usd=Decimal("0.1")))
+    reservation = Reservation("s", limits, Ask.of(usd=Decimal("0.1")))
     assert (await ask(store, reservation)).degraded
     store.settle(reservation, 0, Decimal(1), T0)
     redis_server.thaw()
