@@ -21,9 +21,11 @@ no window.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Literal, NamedTuple
 
 from .errors import BudgetExceeded, LimitExceeded
@@ -140,6 +142,12 @@ class State(NamedTuple):
         return not (self.requests or self.tokens or self.calls or self.spent)
 
 
+# What a named tuple is made by is a function in Python around this; a call makes five states.
+_state: Callable[[tuple[int, int, int, int, int, int, Window | None, int]], State] = partial(
+    tuple.__new__, State
+)
+
+
 class Gauge(NamedTuple):
     """One limit as the x-ratelimit headers tell it."""
 
@@ -209,16 +217,9 @@ def forward(state: State, limits: Limits, now: float) -> State:
     budget = limits.budget
     if budget is not None and (opened is None or opened.per != budget.per or now >= opened.end):
         opened, spent = window(budget.per, now), 0
-    return State(
-        now_ms,
-        _drained(requests, limits.requests_per_minute, passed_ms),
-        _drained(tokens, limits.tokens_per_minute, passed_ms),
-        calls,
-        held_tokens,
-        held_usd,
-        opened,
-        spent,
-    )
+    requests = _drained(requests, limits.requests_per_minute, passed_ms)
+    tokens = _drained(tokens, limits.tokens_per_minute, passed_ms)
+    return _state((now_ms, requests, tokens, calls, held_tokens, held_usd, opened, spent))
 
 
 def _drained(level: int, per_minute: int | None, passed_ms: int) -> int:
@@ -240,38 +241,23 @@ def take(state: State, limits: Limits, ask: Ask, now: float) -> tuple[State, Ver
 def hold(state: State, ask: Ask, *, requests: int = 0) -> State:
     """One more call in flight, and `requests` more of this minute's."""
     at_ms, level, tokens, calls, held_tokens, held_usd, opened, spent = state
-    return State(
-        at_ms,
-        level + requests * MINUTE_MS,
-        tokens,
-        calls + 1,
-        held_tokens + ask.tokens,
-        held_usd + ask.units,
-        opened,
-        spent,
-    )
+    level += requests * MINUTE_MS
+    held_tokens += ask.tokens
+    held_usd += ask.units
+    return _state((at_ms, level, tokens, calls + 1, held_tokens, held_usd, opened, spent))
 
 
 def settle(
     state: State, limits: Limits, ask: Ask, tokens: int, usd: Decimal | None, now: float
 ) -> State:
     """The call is over: what it held is given back, and what it used is paid."""
-    return charge(release(state, ask), limits, tokens, usd, now)
-
-
-def release(state: State, ask: Ask) -> State:
-    """Give back what a call held."""
-    at_ms, requests, tokens, calls, held_tokens, held_usd, opened, spent = state
-    return State(
-        at_ms,
-        requests,
-        tokens,
-        max(0, calls - 1),
-        max(0, held_tokens - ask.tokens),
-        max(0, held_usd - ask.units),
-        opened,
-        spent,
+    at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = charge(
+        state, limits, tokens, usd, now
     )
+    calls = max(0, calls - 1)
+    held_tokens = max(0, held_tokens - ask.tokens)
+    held_usd = max(0, held_usd - ask.units)
+    return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 
 def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: float) -> State:
@@ -279,16 +265,9 @@ def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: 
     at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = forward(
         state, limits, now
     )
-    return State(
-        at_ms,
-        requests,
-        level + min(tokens, MAX_TOKENS) * MINUTE_MS,
-        calls,
-        held_tokens,
-        held_usd,
-        opened,
-        spent + units(usd),
-    )
+    level += min(tokens, MAX_TOKENS) * MINUTE_MS
+    spent += units(usd)
+    return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 
 def blocking(state: State, limits: Limits, ask: Ask) -> Blocked | None:
@@ -348,19 +327,31 @@ def _token_level(state: State) -> int:
 
 
 def _drain_s(level: int, per_minute: int) -> float:
-    """Seconds until `level` has drained, in whole milliseconds, rounded up."""
-    return -(-level // per_minute) / 1000
+    """Seconds until `level` has drained: whole milliseconds, rounded up."""
+    return _drain_ms(level, per_minute) / 1000
+
+
+def _drain_ms(level: int, per_minute: int) -> int:
+    return -(-level // per_minute)
+
+
+def _remaining(level: int, limit: int) -> int:
+    left = limit + -level // MINUTE_MS
+    return left if left > 0 else 0
 
 
 def _gauge(level: int, limit: int) -> Gauge:
-    return Gauge(limit, max(0, limit + -level // MINUTE_MS), _drain_s(level, limit))
+    return Gauge(limit, _remaining(level, limit), _drain_s(level, limit))
 
 
 def rate_limit_headers(verdict: Verdict) -> Headers:
     """The `x-ratelimit-*` headers of an answer; none for a limit that is not set."""
-    requests, tokens = verdict.requests, verdict.tokens
-    headers = () if requests is None else _gauge_headers(_REQUESTS, requests)
-    return headers if tokens is None else headers + _gauge_headers(_TOKENS, tokens)
+    state, limits = verdict.state, verdict.limits
+    rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
+    headers = () if rpm is None else _gauge_headers(_REQUESTS, state.requests, rpm)
+    if tpm is None:
+        return headers
+    return headers + _gauge_headers(_TOKENS, _token_level(state), tpm)
 
 
 _REQUESTS, _TOKENS = (
@@ -369,18 +360,21 @@ _REQUESTS, _TOKENS = (
 )
 
 
-def _gauge_headers(names: tuple[bytes, ...], gauge: Gauge) -> Headers:
-    limit, remaining, reset = names
+def _gauge_headers(names: tuple[bytes, ...], level: int, limit: int) -> Headers:
+    limit_name, remaining, reset = names
     return (
-        (limit, b"%d" % gauge.limit),
-        (remaining, b"%d" % gauge.remaining),
-        (reset, duration(gauge.reset_s).encode()),
+        (limit_name, b"%d" % limit),
+        (remaining, b"%d" % _remaining(level, limit)),
+        (reset, _duration(_drain_ms(level, limit)).encode()),
     )
 
 
 def duration(seconds: float) -> str:
     """As OpenAI writes them, which is as Go does: `0s`, `17ms`, `8.64s`, `6m0s`, `1h0m30s`."""
-    ms = round(seconds * 1000)
+    return _duration(round(seconds * 1000))
+
+
+def _duration(ms: int) -> str:
     if 0 < ms < 1000:
         return f"{ms}ms"
     minutes, ms = divmod(ms, MINUTE_MS)
