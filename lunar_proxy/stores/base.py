@@ -9,12 +9,12 @@ of a task switch.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
 from lunar_proxy.core.limits import NOTHING, UNITS_PER_USD, Ask, Limits, Verdict, units
-from lunar_proxy.core.model import Outcome
+from lunar_proxy.core.model import Identity, Outcome
 
 HOUR_S = 3600
 
@@ -57,6 +57,11 @@ class KeyRecord:
     last_used_at: float | None = None
     old_digest: str | None = None  # the key before the last rotation
     old_until: float | None = None  # and until when it is still good
+    identity: Identity = field(init=False, repr=False, compare=False)  # who a call by it is from
+
+    def __post_init__(self) -> None:
+        identity = Identity(self.id, self.name, self.models, self.limits)
+        object.__setattr__(self, "identity", identity)
 
 
 class Entry(NamedTuple):

@@ -5,7 +5,7 @@ Money travels as a decimal string: a JSON number is a float to most readers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from lunar_proxy.core.limits import Budget, Limits, Per
 
 from .base import KeyRecord, Spend
 
-_FIELDS = frozenset(field.name for field in fields(KeyRecord))
+_FIELDS = tuple(field.name for field in fields(KeyRecord) if field.init)
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 
@@ -32,7 +32,7 @@ def load_key(data: bytes | str) -> KeyRecord:
 
 
 def key_as_dict(record: KeyRecord) -> dict[str, Any]:
-    doc = asdict(record)
+    doc = {name: getattr(record, name) for name in _FIELDS}
     doc["limits"] = None if record.limits is None else limits_as_dict(record.limits)
     return doc
 

@@ -10,6 +10,7 @@ from lunar_proxy.core.errors import Unauthorized
 from lunar_proxy.core.identity import (
     NOBODY,
     Credential,
+    carries_any,
     credential,
     digest,
     proxy_credential,
@@ -48,6 +49,7 @@ def test_reads_the_forms_of_the_contract(
 ) -> None:
     sent = tuple((name, value.encode()) for name, value in headers)
     assert credential(sent, tokens=True) == expected
+    assert carries_any(dict(sent)) is bool(sent)
 
 
 REFUSED = {
@@ -71,6 +73,12 @@ def test_refuses_what_is_ambiguous_or_misplaced_without_repeating_it(
         credential(tuple((name, value.encode()) for name, value in headers), tokens=True)
     assert KEY not in caught.value.message
     assert JWT not in caught.value.message
+
+
+def test_headers_that_name_no_caller_carry_nothing() -> None:
+    sent = ((b"host", b"x"), (b"cookie", KEY.encode()), (b"proxy-authorization", KEY.encode()))
+    assert credential(sent) is NOBODY
+    assert not carries_any(dict(sent))
 
 
 def test_a_token_is_the_callers_own_where_none_is_configured() -> None:
