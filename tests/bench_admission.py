@@ -29,10 +29,12 @@ import uvloop
 
 from lunar_proxy.config import Config
 from lunar_proxy.core.errors import LimitExceeded
+from lunar_proxy.core.headers import first_values
+from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Budget, Limits, rate_limit_headers
 from lunar_proxy.core.model import Cost, Headers, Identity, Outcome, Target, Usage
 from lunar_proxy.core.pricing import Price
-from lunar_proxy.gateway.admission import Callers, Limiter
+from lunar_proxy.gateway.admission import Caller, Callers, Limiter, Taken
 from lunar_proxy.stores import Store
 from lunar_proxy.stores.jwt import JwtSettings, JwtVerifier
 from lunar_proxy.stores.memory import MemoryStore
@@ -110,16 +112,23 @@ def admission(store: Store, headers: Headers, limits: Limits) -> Callable[[], Aw
     verifier = JwtVerifier(settings, no_fetch, time.time)  # noqa: TID251
     callers = Callers(config, store, time.time, verifier)  # noqa: TID251
     limiter = Limiter(store, time.time)  # noqa: TID251
+    incoming = Incoming(
+        b"POST", ASKED.path, b"", headers, first_values(headers), ASKED.body, ASKED.client, 0.0
+    )
     known = ASKED._replace(identity=Identity("config:team-a", "team-a"))
 
     async def once() -> None:
-        caller = await callers.of(headers, "127.0.0.1")
+        caller = callers.of(incoming)
+        if not isinstance(caller, Caller):
+            caller = await caller
         asked = ASKED if caller.identity is None else known
-        if limits.empty:
+        taken = limiter.take(asked, limits, TARGET, PRICE)
+        if taken is None:
             return
-        reservation, verdict = await limiter.take(asked, limits, TARGET, PRICE)
-        rate_limit_headers(verdict)
-        limiter.settle(reservation, USED)
+        if not isinstance(taken, Taken):
+            taken = await taken
+        rate_limit_headers(taken.verdict)
+        limiter.settle(taken.reservation, USED)
 
     return once
 
