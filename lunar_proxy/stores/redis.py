@@ -176,7 +176,7 @@ class RedisStore:
         reservation.id = f"{next(self._ids)}:{ask.tokens}:{ask.units}"
         try:
             async with asyncio.timeout(self._deadline_s):
-                fits, *answer = await self._pipe.run(
+                answer = await self._pipe.run(
                     scripts.TAKE,
                     _limit_keys(subject),
                     *self._rules(reservation.limits, now),
@@ -192,12 +192,12 @@ class RedisStore:
             self._trip(error)
             self._give_back(reservation, now)
             return self._take_locally(reservation, now)
-        state = _state(answer)
+        fits, state = _answer(answer)
         if fits:
             reservation.held, reservation.local = True, False
             self._held[reservation.id] = (subject, self._clock() + self._lease_ms / 3000)
         self._mirror(reservation, state, now)
-        return _verdict(state, reservation, bool(fits))
+        return _verdict(state, reservation, fits)
 
     def _give_back(self, reservation: Reservation, now: float) -> None:
         """Nobody learned whether the server took it, so undo it if it did."""
@@ -389,18 +389,20 @@ class RedisStore:
 def _limit_keys(subject: str) -> list[str]:
     """The hash tag ends at the first brace (redis.io, cluster specification), so none is inside."""
     tag = subject.replace("%", "%25").replace("}", "%7D")
-    return [f"lunar:{{{tag}}}:limits", f"lunar:{{{tag}}}:leases"]
+    return [f"lunar:{{{tag}}}:state", f"lunar:{{{tag}}}:leases"]
 
 
 def _hour_key(hour: int) -> str:
     return f"lunar:{{ledger}}:{hour}"
 
 
-def _state(answer: list[bytes]) -> State:
-    per, *numbers = answer
+def _answer(line: bytes) -> tuple[bool, State]:
+    """What `scripts.TAKE` says: whether it fits, and the state after it."""
+    fits, *numbers, per = line.split()
     at_ms, requests, tokens, calls, held_tokens, held_usd, spent, start, end = map(int, numbers)
-    window = Window(per.decode(), start, end) if per else None  # type: ignore[arg-type]
-    return State(at_ms, requests, tokens, calls, held_tokens, held_usd, window, spent)
+    window = None if per == b"-" else Window(per.decode(), start, end)  # type: ignore[arg-type]
+    state = State(at_ms, requests, tokens, calls, held_tokens, held_usd, window, spent)
+    return fits == b"1", state
 
 
 def _verdict(state: State, reservation: Reservation, fits: bool) -> Verdict:
