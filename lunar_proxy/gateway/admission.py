@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from lunar_proxy.config import Config
@@ -21,6 +22,13 @@ from lunar_proxy.stores.keys import Keyring, listed
 # What a prompt is reserved as before it is counted: bytes of its JSON to a token. Real text has
 # four to five; the JSON around it makes up for the difference.
 BYTES_PER_TOKEN = 4
+# A string as long as this in the letters of base64 is an image, a recording or a file. What a model
+# makes of it has little to do with its length: images come to 1600 tokens at most
+# (docs.anthropic.com, vision; OpenAI's 2048 x 2048 in high detail to 1445), a page of a PDF and a
+# minute of sound to about as many.
+LONG = 4096
+ATTACHED = 1600
+_BASE64 = re.compile(rb"[\w+/=-]{64}", re.ASCII)
 # An answer without max_tokens, until the model's own average is known.
 USUAL_OUTPUT = 500
 _WEIGHT = 0.1
@@ -222,12 +230,33 @@ class Limiter:
             self._usual_output[target] = output_tokens
 
     def _ask(self, call: Call, target: Target, price: Price | object | None) -> Ask:
-        prompt = len(call.body) // BYTES_PER_TOKEN
+        prompt = prompt_tokens(call.body)
         output = max_tokens(call) or round(self._usual_output.get(target, USUAL_OUTPUT))
         if call.endpoint == "embeddings":
             output = 0
         usd = plain_cost(price, prompt, output) if isinstance(price, Price) else None
         return Ask.of(prompt + output, usd)
+
+
+def prompt_tokens(body: bytes) -> int:
+    """About how many tokens a JSON body is, before anyone has counted them."""
+    attached = [] if len(body) < LONG else list(_attached(body))
+    return (len(body) - sum(attached)) // BYTES_PER_TOKEN + len(attached) * ATTACHED
+
+
+def _attached(body: bytes) -> Iterator[int]:
+    """The lengths of what is attached. Looks at a few bytes in each `LONG`: whatever is shorter
+    than that may be missed.
+    """
+    at = LONG
+    while at < len(body):
+        if _BASE64.match(body, at):
+            start, end = body.rfind(b'"', 0, at) + 1, body.find(b'"', at)
+            end = len(body) if end < 0 else end
+            if body.find(b" ", start, end) < 0 and body.find(b"\\", start, end) < 0:
+                yield end - start
+            at = end
+        at += LONG
 
 
 def max_tokens(call: Call) -> int | None:

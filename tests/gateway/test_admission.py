@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Awaitable
 from decimal import Decimal
 from typing import Any
@@ -19,6 +21,7 @@ from lunar_proxy.core.model import Attempt, Cost, Target, Usage
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.gateway.admission import (
     ANYBODY,
+    ATTACHED,
     USUAL_OUTPUT,
     Caller,
     Callers,
@@ -197,6 +200,36 @@ def test_a_hold_without_max_tokens_is_what_the_model_usually_says(limiter: Limit
     assert verdict.tokens is not None
     assert verdict.tokens.remaining == 800  # 100 paid, 100 held
     limiter.settle(reservation, outcome())
+
+
+TEXT = "four of them. " * 5000
+BASE64 = base64.b64encode(bytes(range(256)) * 2000).decode()
+IMAGE = {"image_url": {"url": f"data:image/png;base64,{BASE64}"}}
+
+# what a message says -> about how many tokens it is held as
+PROMPTS: dict[str, tuple[Any, int]] = {
+    "text": (TEXT, len(TEXT) // 4),
+    "text in Chinese": ("\u6708\u4eae" * 20_000, 120_000 // 4),
+    "text without a space": ("word," * 20_000, 25_000),
+    "text with a long word in it": (TEXT + BASE64[:80] * 60 + TEXT, (2 * len(TEXT) + 4800) // 4),
+    "an image": ([IMAGE], ATTACHED),
+    "an image, as Anthropic has it": ([{"source": {"data": BASE64}}], ATTACHED),
+    "two, and text": ([{"text": TEXT}, IMAGE, IMAGE], len(TEXT) // 4 + 2 * ATTACHED),
+}
+
+
+@pytest.mark.parametrize("escaped", [False, True], ids=["UTF-8", "escaped"])
+@pytest.mark.parametrize(("content", "tokens"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_a_prompt_is_held_by_its_text_and_not_by_what_is_attached(
+    limiter: Limiter, content: Any, tokens: int, escaped: bool
+) -> None:
+    doc = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    body = json.dumps(doc, ensure_ascii=escaped).encode()
+    limits = Limits(tokens_per_minute=10**6)
+    reservation, _ = take(limiter, call(doc=doc, body=body), limits, TARGET, None)
+    if escaped and not str(content).isascii():
+        tokens *= 2  # six bytes for three
+    assert reservation.ask.tokens == pytest.approx(tokens, rel=0.05, abs=60)
 
 
 def test_a_refused_call_names_its_limit_and_holds_nothing(limiter: Limiter) -> None:
