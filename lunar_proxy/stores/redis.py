@@ -33,7 +33,7 @@ from lunar_proxy.tasks import spawn
 
 from . import scripts
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
-from .codec import dump_key, load_key
+from .codec import dump_key, readable
 from .memory import MemoryKeys, MemoryLedger, MemoryLimits, total
 from .pipe import Argument, NotConnected, Pipe, PipeBroken
 
@@ -154,8 +154,8 @@ class RedisStore:
         version, everything, *records = await self._pipe.run(scripts.KEYS_SINCE, _KEYS, seen)
         if everything:
             self._keys.clear()
-        for data in records:
-            self._keys.put(load_key(data))
+        for record in readable(records):
+            self._keys.put(record)
         self._version = version
 
     async def _write_use(self) -> None:
