@@ -26,8 +26,6 @@ SHOWN = 12  # characters of a key that are stored and shown to recognise it by
 MAX_CREDENTIAL = 8192
 
 _KEY = re.compile(rf"pk_(?:live|test)_[0-9A-Za-z]{{{MIN_SECRET},}}")
-# Three base64url parts, the first a JSON object (RFC 7515 7.1); `{"` is `eyJ` in base64.
-_JWT = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 
 _PLACES = "send it as `x-api-key: KEY` or `Authorization: Bearer KEY`"
 _CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
@@ -70,7 +68,10 @@ def is_ours(value: str) -> bool:
 
 
 def is_token(value: str) -> bool:
-    return _JWT.fullmatch(value) is not None
+    """Three parts, the first a JSON object (RFC 7515 7.1); `{"` is `eyJ` in base64. Padded, cut or
+    encrypted ones too: what is taken for the caller's own key may be shown to a provider.
+    """
+    return value.startswith("eyJ") and value.count(".") >= 2
 
 
 def carries_any(fields: Mapping[bytes, bytes]) -> bool:

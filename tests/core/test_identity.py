@@ -22,12 +22,22 @@ KEY = "pk_live_" + "aB3" * 12
 OTHER = "pk_test_" + "zY9" * 12
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2ln"
 
+PADDED = JWT.replace(".", "==.")
+
 FORMS = {
     "nothing": ([], NOBODY),
     "x-api-key": ([(b"x-api-key", KEY)], Credential(key=KEY)),
     "bearer": ([(b"authorization", f"Bearer {KEY}")], Credential(key=KEY)),
     "bearer in any case": ([(b"authorization", f"bEARER  {KEY} ")], Credential(key=KEY)),
     "jwt": ([(b"authorization", f"Bearer {JWT}")], Credential(token=JWT)),
+    "a token with padding": (
+        [(b"authorization", f"Bearer {PADDED}")],
+        Credential(token=PADDED),
+    ),
+    "an encrypted token": (
+        [(b"authorization", f"Bearer {JWT}.x.y")],
+        Credential(token=f"{JWT}.x.y"),
+    ),
     "own key": ([(b"authorization", "Bearer sk-abc")], Credential(own=b"sk-abc")),
     "own anthropic key": ([(b"x-api-key", "sk-ant-x")], Credential(own=b"sk-ant-x")),
     "own azure key": ([(b"api-key", "0123abcd")], Credential(own=b"0123abcd")),
