@@ -27,6 +27,7 @@ MAX_CREDENTIAL = 8192
 
 _KEY = re.compile(rf"pk_(?:live|test)_[0-9A-Za-z]{{{MIN_SECRET},}}")
 
+_OURS = re.compile(rb"pk_(?:live|test)_")
 _PLACES = "send it as `x-api-key: KEY` or `Authorization: Bearer KEY`"
 _CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
@@ -72,6 +73,12 @@ def is_token(value: str) -> bool:
     encrypted ones too: what is taken for the caller's own key may be shown to a provider.
     """
     return value.startswith("eyJ") and value.count(".") >= 2
+
+
+def check_query(query: bytes) -> None:
+    """Raise Unauthorized for a key of ours in the query, which goes to the provider as it is."""
+    if query and _OURS.search(query):
+        raise Unauthorized(f"the API key must not be in the URL; {_PLACES}")
 
 
 def carries_any(fields: Mapping[bytes, bytes]) -> bool:

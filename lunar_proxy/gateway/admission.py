@@ -10,7 +10,13 @@ from lunar_proxy.config import Config
 from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
-from lunar_proxy.core.identity import Credential, carries_any, credential, proxy_credential
+from lunar_proxy.core.identity import (
+    Credential,
+    carries_any,
+    check_query,
+    credential,
+    proxy_credential,
+)
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
 from lunar_proxy.core.model import Call, Identity, Outcome, Target
@@ -83,9 +89,10 @@ class Callers:
         again for every request, since a key may be revoked meanwhile.
         """
         via = incoming.via
-        if via is None and not self._required and not carries_any(incoming.fields):
+        if via is None and not (self._required or incoming.query or carries_any(incoming.fields)):
             return ANYBODY
         try:
+            check_query(incoming.query)
             found = credential(incoming.headers, tokens=self._verifier is not None)
             if via is None or not found.anonymous:
                 return self._caller(found, found.own, incoming.client, keyed=not found.anonymous)
