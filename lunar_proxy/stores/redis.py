@@ -183,16 +183,16 @@ class RedisStore:
         ask, subject = reservation.ask, reservation.subject
         reservation.id = f"{next(self._ids)}:{ask.tokens}:{ask.units}"
         try:
-            async with asyncio.timeout(self._deadline_s):
-                answer = await self._pipe.run(
-                    scripts.TAKE,
-                    _limit_keys(subject),
-                    *self._rules(reservation.limits, now),
-                    ask.tokens,
-                    ask.units,
-                    reservation.id,
-                    self._lease_ms,
-                )
+            answer = await self._pipe.run(
+                scripts.TAKE,
+                _limit_keys(subject),
+                *self._rules(reservation.limits, now),
+                ask.tokens,
+                ask.units,
+                reservation.id,
+                self._lease_ms,
+                within_s=self._deadline_s,
+            )
             fits, state = _answer(answer)
         except asyncio.CancelledError:
             self._give_back(reservation, now)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 
 import pytest
+import uvloop
 
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
@@ -58,6 +59,24 @@ async def test_a_frozen_redis_costs_one_deadline_and_then_nothing(
     redis_server.thaw()
     await until(store, degraded=False)
     assert not (await ask(store, Reservation("s", LIMITS))).degraded
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_was_held_up_itself_does_not_blame_redis(
+    redis_server: RedisServer, clock: Clock, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def held_up() -> None:
+        store = RedisStore(redis_server.url, clock, tick_s=1e6, deadline_s=0.05)
+        await store.start()
+        asked = [asyncio.ensure_future(ask(store, Reservation("s", LIMITS))) for _ in range(5)]
+        await asyncio.sleep(0)  # they are on their way
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - as a long JSON document or the collector would
+        assert not any(verdict.degraded for verdict in await asyncio.gather(*asked))
+        await store.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(held_up())
 
 
 async def test_a_killed_redis_fails_no_call_and_is_used_again_when_it_is_back(
