@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.testing import Break, Request, Script, chat, chat_stream, error_answer
+from lunar_proxy.testing import Break, Request, Script, chat, chat_answer, chat_stream, error_answer
 from tests.stores.backends import RedisServer
 
 from .guarded import FORMS, TEAM, USAGE, USD, admin, bearer, config
@@ -209,6 +209,12 @@ CALLS: list[tuple[Any, dict[str, Any]]] = [
         {"model": "own/m", "stream": True, "fallbacks": ["openai/gpt-4o"]},
     ),
     (error_answer(400), {"model": "own/m"}),
+    (
+        by_provider(
+            (*chat_stream("lost", usage=USAGE)[:2], Break()), chat_answer("Hi", usage=USAGE)
+        ),
+        {"model": "own/m", "fallbacks": ["openai/gpt-4o"]},
+    ),
 ]
 
 
