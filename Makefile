@@ -12,10 +12,10 @@ BIN := $(VENV)/bin
 TOOLS := redis-server:redis-server curl:curl openssl:openssl
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev tools lint types imports unit test readme bench clean
+.PHONY: help run install dev tools lint types imports unit test readme bench bench-admission clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## the proxy with its demo provider; no key, no network needed (ARGS="--listen 127.0.0.1:9000")
 	$(BIN)/lunar-proxy serve --demo $(ARGS)
@@ -48,6 +48,9 @@ bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR
 	$(BIN)/python $(BENCH)/run.py --work $(BENCH_WORK) $(BENCH_ARGS) \
 	  --contestants direct,nginx,aiohttp-uvloop,lunar \
 	  --start 'lunar=env UPSTREAM={upstream} $(abspath $(BIN))/lunar-proxy serve --config $(CURDIR)/tests/bench.yaml --listen 127.0.0.1:{port} --admin 127.0.0.1:0'
+
+bench-admission: $(VENV)/.dev tools ## what keys, limits and settlement cost a call, in memory and with Redis
+	$(BIN)/python tests/bench_admission.py $(ARGS)
 
 clean: ## remove .venv and all caches
 	rm -rf $(VENV) $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info

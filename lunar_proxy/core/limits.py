@@ -21,12 +21,15 @@ no window.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Literal, NamedTuple
 
 from .errors import BudgetExceeded, LimitExceeded
+from .model import Headers
 
 Per = Literal["hour", "day", "month", "total"]
 Name = Literal["requests", "tokens", "concurrent", "budget"]  # label of lunar_rate_limited_total
@@ -35,6 +38,7 @@ MINUTE_MS = 60_000
 
 # Money is counted in ten-billionths of a dollar: the 10 decimals that clients are told.
 UNITS_PER_USD = 10**10
+_UNITS_PER_USD = Decimal(UNITS_PER_USD)  # made once: an int is converted at each product
 
 # When a slot or a held reservation comes free depends on calls in flight, so the wait is a guess.
 RELEASE_WAIT_S = 1.0
@@ -53,7 +57,13 @@ MAX_UNITS = 10**15  # 100 000 USD
 
 def units(usd: Decimal | None) -> int:
     """Dollars of one call as whole units, rounded up; unknown is 0."""
-    return 0 if usd is None else min(math.ceil(usd * UNITS_PER_USD), MAX_UNITS)
+    if usd is None:
+        return 0
+    exact = usd * _UNITS_PER_USD
+    whole = int(exact)  # which is all of it, but for money that nobody was told
+    if whole != exact:
+        whole = math.ceil(exact)
+    return whole if whole < MAX_UNITS else MAX_UNITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +87,28 @@ class Limits:
     concurrent_requests: int | None = None
     budget: Budget | None = None
 
-    @property
-    def empty(self) -> bool:
-        return (
-            self.requests_per_minute is None
-            and self.tokens_per_minute is None
-            and self.concurrent_requests is None
-            and self.budget is None
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """The worst case of one call: tokens of the prompt plus max_tokens, and what they cost."""
-
-    tokens: int = 0
-    usd: Decimal = Decimal(0)
-    units: int = field(init=False, repr=False, compare=False)  # of `usd`, needed again and again
+    empty: bool = field(init=False, repr=False, compare=False)  # asked of every call
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", units(self.usd))
-        if self.tokens > MAX_TOKENS:
-            object.__setattr__(self, "tokens", MAX_TOKENS)
+        counts = (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests)
+        empty = counts == (None, None, None) and self.budget is None
+        object.__setattr__(self, "empty", empty)
+
+
+class Ask(NamedTuple):
+    """The worst case of one call: tokens of the prompt plus max_tokens, and what they cost in
+    units, neither above its most (`Ask.of`).
+    """
+
+    tokens: int = 0
+    units: int = 0
+
+    @classmethod
+    def of(cls, tokens: int = 0, usd: Decimal | None = None) -> Ask:
+        return cls(min(tokens, MAX_TOKENS), units(usd))
+
+
+NOTHING = Ask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +123,8 @@ class Window:
 class State(NamedTuple):
     """What is remembered of one subject. `State()` is one that was never seen.
 
-    This and the verdict are named tuples because a call makes half a dozen of them: a tuple takes
-    a quarter of the time of a frozen dataclass.
+    This, the ask and the verdict are named tuples because every call makes some: a tuple takes a
+    quarter of the time of a frozen dataclass.
     """
 
     at_ms: int = 0  # when the levels were last drained
@@ -132,6 +142,12 @@ class State(NamedTuple):
         return not (self.requests or self.tokens or self.calls or self.spent)
 
 
+# What a named tuple is made by is a function in Python around this; a call makes five states.
+_state: Callable[[tuple[int, int, int, int, int, int, Window | None, int]], State] = partial(
+    tuple.__new__, State
+)
+
+
 class Gauge(NamedTuple):
     """One limit as the x-ratelimit headers tell it."""
 
@@ -140,8 +156,7 @@ class Gauge(NamedTuple):
     reset_s: float  # until all of it is there again
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(NamedTuple):
     """The limit that said no. `final`: the same request cannot pass by waiting."""
 
     limit: Name
@@ -151,19 +166,29 @@ class Blocked:
 
 
 class Verdict(NamedTuple):
-    """The answer to one ask, and the gauges after it."""
+    """The answer to one ask: the state after it, under the limits it was decided by."""
 
-    blocked: Blocked | None = None
-    requests: Gauge | None = None
-    tokens: Gauge | None = None
+    blocked: Blocked | None
+    state: State
+    limits: Limits
     degraded: bool = False  # decided from local state, because the shared store does not answer
 
     @property
     def allowed(self) -> bool:
         return self.blocked is None
 
+    @property
+    def requests(self) -> Gauge | None:
+        rpm = self.limits.requests_per_minute
+        return None if rpm is None else _gauge(self.state.requests, rpm)
 
-UNLIMITED = Verdict()
+    @property
+    def tokens(self) -> Gauge | None:
+        tpm = self.limits.tokens_per_minute
+        return None if tpm is None else _gauge(_token_level(self.state), tpm)
+
+
+UNLIMITED = Verdict(None, State(), Limits())
 
 
 def window(per: Per, now: float) -> Window:
@@ -186,26 +211,22 @@ def window(per: Per, now: float) -> Window:
 
 def forward(state: State, limits: Limits, now: float) -> State:
     """The state at `now`: levels drained, an ended budget window opened anew."""
-    now_ms = max(int(now * 1000), state.at_ms)
-    passed_ms = now_ms - state.at_ms
-    opened, spent = state.window, state.spent
+    at_ms, requests, tokens, calls, held_tokens, held_usd, opened, spent = state
+    now_ms = max(int(now * 1000), at_ms)
+    passed_ms = now_ms - at_ms
     budget = limits.budget
     if budget is not None and (opened is None or opened.per != budget.per or now >= opened.end):
         opened, spent = window(budget.per, now), 0
-    return State(
-        now_ms,
-        _drained(state.requests, limits.requests_per_minute, passed_ms),
-        _drained(state.tokens, limits.tokens_per_minute, passed_ms),
-        state.calls,
-        state.held_tokens,
-        state.held_usd,
-        opened,
-        spent,
-    )
+    requests = _drained(requests, limits.requests_per_minute, passed_ms)
+    tokens = _drained(tokens, limits.tokens_per_minute, passed_ms)
+    return _state((now_ms, requests, tokens, calls, held_tokens, held_usd, opened, spent))
 
 
 def _drained(level: int, per_minute: int | None, passed_ms: int) -> int:
-    return 0 if per_minute is None else max(0, level - passed_ms * per_minute)
+    if per_minute is None:
+        return 0
+    left = level - passed_ms * per_minute
+    return left if left > 0 else 0
 
 
 def take(state: State, limits: Limits, ask: Ask, now: float) -> tuple[State, Verdict]:
@@ -214,57 +235,39 @@ def take(state: State, limits: Limits, ask: Ask, now: float) -> tuple[State, Ver
     blocked = blocking(state, limits, ask)
     if blocked is None:
         state = hold(state, ask, requests=1)
-    return state, verdict(state, limits, blocked)
+    return state, Verdict(blocked, state, limits)
 
 
 def hold(state: State, ask: Ask, *, requests: int = 0) -> State:
     """One more call in flight, and `requests` more of this minute's."""
-    return State(
-        state.at_ms,
-        state.requests + requests * MINUTE_MS,
-        state.tokens,
-        state.calls + 1,
-        state.held_tokens + ask.tokens,
-        state.held_usd + ask.units,
-        state.window,
-        state.spent,
-    )
+    at_ms, level, tokens, calls, held_tokens, held_usd, opened, spent = state
+    level += requests * MINUTE_MS
+    held_tokens += ask.tokens
+    held_usd += ask.units
+    return _state((at_ms, level, tokens, calls + 1, held_tokens, held_usd, opened, spent))
 
 
 def settle(
     state: State, limits: Limits, ask: Ask, tokens: int, usd: Decimal | None, now: float
 ) -> State:
     """The call is over: what it held is given back, and what it used is paid."""
-    return charge(release(state, ask), limits, tokens, usd, now)
-
-
-def release(state: State, ask: Ask) -> State:
-    """Give back what a call held."""
-    return State(
-        state.at_ms,
-        state.requests,
-        state.tokens,
-        max(0, state.calls - 1),
-        max(0, state.held_tokens - ask.tokens),
-        max(0, state.held_usd - ask.units),
-        state.window,
-        state.spent,
+    at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = charge(
+        state, limits, tokens, usd, now
     )
+    calls = max(0, calls - 1)
+    held_tokens = max(0, held_tokens - ask.tokens)
+    held_usd = max(0, held_usd - ask.units)
+    return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 
 def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: float) -> State:
     """Pay for real use, which may leave a level above its limit: the next call waits it out."""
-    state = forward(state, limits, now)
-    return State(
-        state.at_ms,
-        state.requests,
-        state.tokens + min(tokens, MAX_TOKENS) * MINUTE_MS,
-        state.calls,
-        state.held_tokens,
-        state.held_usd,
-        state.window,
-        state.spent + units(usd),
+    at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = forward(
+        state, limits, now
     )
+    level += min(tokens, MAX_TOKENS) * MINUTE_MS
+    spent += units(usd)
+    return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 
 def blocking(state: State, limits: Limits, ask: Ask) -> Blocked | None:
@@ -277,11 +280,8 @@ def blocking(state: State, limits: Limits, ask: Ask) -> Blocked | None:
 
 def _blocks(state: State, limits: Limits, ask: Ask) -> list[Blocked]:
     blocks = []
-    rpm, tpm, slots = (
-        limits.requests_per_minute,
-        limits.tokens_per_minute,
-        limits.concurrent_requests,
-    )
+    rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
+    slots, budget = limits.concurrent_requests, limits.budget
     if rpm is not None and (over := state.requests + (1 - rpm) * MINUTE_MS) > 0:
         blocks.append(
             Blocked("requests", _drain_s(over, rpm), f"limit of {rpm} requests per minute")
@@ -292,8 +292,12 @@ def _blocks(state: State, limits: Limits, ask: Ask) -> list[Blocked]:
         blocks.append(
             Blocked("concurrent", RELEASE_WAIT_S, f"limit of {slots} concurrent requests")
         )
-    if limits.budget is not None and (blocked := _budget_block(state, limits.budget, ask)):
-        blocks.append(blocked)
+    if budget is not None:
+        if state.spent >= budget.units:
+            blocks.append(Blocked("budget", _until_next_window_s(state), _budget_of(budget)))
+        elif state.calls and state.spent + state.held_usd + ask.units > budget.units:
+            message = f"{_budget_of(budget)}, with the calls in flight,"
+            blocks.append(Blocked("budget", RELEASE_WAIT_S, message))
     return blocks
 
 
@@ -308,13 +312,8 @@ def _tokens_blocked(over: int, tpm: int, ask: Ask) -> Blocked:
     return Blocked("tokens", MINUTE_MS / 1000, message, final=True)
 
 
-def _budget_block(state: State, budget: Budget, ask: Ask) -> Blocked | None:
-    message = f"budget of {budget.usd} USD {_PER[budget.per]}"
-    if state.spent >= budget.units:
-        return Blocked("budget", _until_next_window_s(state), message)
-    if state.calls and state.spent + state.held_usd + ask.units > budget.units:
-        return Blocked("budget", RELEASE_WAIT_S, f"{message}, with the calls in flight,")
-    return None
+def _budget_of(budget: Budget) -> str:
+    return f"budget of {budget.usd} USD {_PER[budget.per]}"
 
 
 def _until_next_window_s(state: State) -> float:
@@ -328,42 +327,54 @@ def _token_level(state: State) -> int:
 
 
 def _drain_s(level: int, per_minute: int) -> float:
-    """Seconds until `level` has drained, in whole milliseconds, rounded up."""
-    return -(-level // per_minute) / 1000
+    """Seconds until `level` has drained: whole milliseconds, rounded up."""
+    return _drain_ms(level, per_minute) / 1000
 
 
-def verdict(state: State, limits: Limits, blocked: Blocked | None) -> Verdict:
-    """The gauges of `state`, which is that after the decision."""
-    rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
-    return Verdict(
-        blocked,
-        None if rpm is None else _gauge(state.requests, rpm),
-        None if tpm is None else _gauge(_token_level(state), tpm),
-    )
+def _drain_ms(level: int, per_minute: int) -> int:
+    return -(-level // per_minute)
+
+
+def _remaining(level: int, limit: int) -> int:
+    left = limit + -level // MINUTE_MS
+    return left if left > 0 else 0
 
 
 def _gauge(level: int, limit: int) -> Gauge:
-    return Gauge(limit, max(0, limit + -level // MINUTE_MS), _drain_s(level, limit))
+    return Gauge(limit, _remaining(level, limit), _drain_s(level, limit))
 
 
-def rate_limit_headers(verdict: Verdict) -> tuple[tuple[str, str], ...]:
+def rate_limit_headers(verdict: Verdict) -> Headers:
     """The `x-ratelimit-*` headers of an answer; none for a limit that is not set."""
-    return _gauge_headers("requests", verdict.requests) + _gauge_headers("tokens", verdict.tokens)
+    state, limits = verdict.state, verdict.limits
+    rpm, tpm = limits.requests_per_minute, limits.tokens_per_minute
+    headers = () if rpm is None else _gauge_headers(_REQUESTS, state.requests, rpm)
+    if tpm is None:
+        return headers
+    return headers + _gauge_headers(_TOKENS, _token_level(state), tpm)
 
 
-def _gauge_headers(name: str, gauge: Gauge | None) -> tuple[tuple[str, str], ...]:
-    if gauge is None:
-        return ()
+_REQUESTS, _TOKENS = (
+    tuple(f"x-ratelimit-{said}-{what}".encode() for said in ("limit", "remaining", "reset"))
+    for what in ("requests", "tokens")
+)
+
+
+def _gauge_headers(names: tuple[bytes, ...], level: int, limit: int) -> Headers:
+    limit_name, remaining, reset = names
     return (
-        (f"x-ratelimit-limit-{name}", str(gauge.limit)),
-        (f"x-ratelimit-remaining-{name}", str(gauge.remaining)),
-        (f"x-ratelimit-reset-{name}", duration(gauge.reset_s)),
+        (limit_name, b"%d" % limit),
+        (remaining, b"%d" % _remaining(level, limit)),
+        (reset, _duration(_drain_ms(level, limit)).encode()),
     )
 
 
 def duration(seconds: float) -> str:
     """As OpenAI writes them, which is as Go does: `0s`, `17ms`, `8.64s`, `6m0s`, `1h0m30s`."""
-    ms = round(seconds * 1000)
+    return _duration(round(seconds * 1000))
+
+
+def _duration(ms: int) -> str:
     if 0 < ms < 1000:
         return f"{ms}ms"
     minutes, ms = divmod(ms, MINUTE_MS)
@@ -385,7 +396,7 @@ def refusal(verdict: Verdict) -> LimitExceeded:
     blocked = verdict.blocked
     assert blocked is not None, "an allowed call is not refused"
     wait_s = blocked.retry_after_s
-    headers = rate_limit_headers(verdict)
+    headers = tuple((name.decode(), value.decode()) for name, value in rate_limit_headers(verdict))
     if blocked.final or wait_s > _WORTH_RETRYING_S:
         headers = (*headers, ("x-should-retry", "false"))
     again = "" if blocked.final else f" is reached; try again in {duration(wait_s)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from .errors import Forbidden, LimitExceeded
-from .limits import Ask, Limits, State, take
+from .limits import NOTHING, Limits, State, take
 from .model import Identity, Target
 
 
@@ -62,7 +62,7 @@ class AuthFailures:
 
     def failed(self, address: str, now: float) -> LimitExceeded | None:
         """Count one failure; the error to answer with instead, once there are too many."""
-        state, verdict = take(self._states.pop(address, State()), self._limits, Ask(), now)
+        state, verdict = take(self._states.pop(address, State()), self._limits, NOTHING, now)
         self._states[address] = state
         if len(self._states) > MAX_ADDRESSES:
             self._states.popitem(last=False)

@@ -104,6 +104,17 @@ def cost(usage: Usage, price: AnyPrice, *, duration_s: float = 0.0) -> Cost | No
     return Cost(input_, output, cache_input, input_ + cache_input + output)
 
 
+def plain_cost(price: Price, input_tokens: int, output_tokens: int) -> Decimal | None:
+    """The total of `cost` for so many plain tokens: what a call may come to, before it is sent."""
+    if price.tiers:
+        price = price.at(input_tokens)
+    rates = price._per_token
+    if rates is not None:
+        return input_tokens * rates.input + output_tokens * rates.output
+    known = cost(Usage(input_tokens, output_tokens), price)
+    return None if known is None else known.total
+
+
 def _per_token(price: Price) -> _PerToken | None:
     """What plain tokens cost, None where that takes more than three rates of ten decimals."""
     input_, output = _ten_decimals(price.input), _ten_decimals(price.output)

@@ -9,7 +9,7 @@ it may choose among, `router` makes a plan of its decision, `answers` says it to
 `learning` takes what is said of the answer. `explain` shows a plan without carrying it out.
 """
 
-from .admission import Callers
+from .admission import Caller, Callers
 from .books import Closed
 from .decider import Decider, Loaded
 from .explain import explain
@@ -18,6 +18,7 @@ from .runtime import Runtime, compile_config, wants_router
 from .tokens import token_verifier
 
 __all__ = [
+    "Caller",
     "Callers",
     "Closed",
     "Decider",

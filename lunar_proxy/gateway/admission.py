@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from decimal import Decimal
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from lunar_proxy.config import Config
 from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
-from lunar_proxy.core.errors import Forbidden, Unauthorized
-from lunar_proxy.core.identity import Credential, credential, proxy_credential
+from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
+from lunar_proxy.core.identity import (
+    Credential,
+    carries_any,
+    check_query,
+    credential,
+    proxy_credential,
+)
+from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Fields, Identity, Outcome, Target, Usage
+from lunar_proxy.core.model import Call, Identity, Outcome, Target
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
-from lunar_proxy.core.pricing import Price, cost
+from lunar_proxy.core.pricing import Price, plain_cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
 from lunar_proxy.stores.keys import Keyring, listed
 
 # What a prompt is reserved as before it is counted: bytes of its JSON to a token. Real text has
 # four to five; the JSON around it makes up for the difference.
 BYTES_PER_TOKEN = 4
+# A string as long as this in the letters of base64 is an image, a recording or a file. What a model
+# makes of it has little to do with its length: images come to 1600 tokens at most
+# (docs.anthropic.com, vision; OpenAI's 2048 x 2048 in high detail to 1445), a page of a PDF and a
+# minute of sound to about as many.
+LONG = 4096
+ATTACHED = 1600
+_BASE64 = re.compile(rb"[\w+/=-]{64}", re.ASCII)
 # An answer without max_tokens, until the model's own average is known.
 USUAL_OUTPUT = 500
 _WEIGHT = 0.1
@@ -30,7 +44,11 @@ MAX_TARGETS = 10_000
 
 
 class Verifier(Protocol):
-    """Checks a JWT (`stores.jwt.JwtVerifier`); raises Unauthorized."""
+    """Checks a JWT (`stores.jwt.JwtVerifier`). `known` answers at once for a token it has checked
+    before; `verify` raises Unauthorized, or StoreUnavailable.
+    """
+
+    def known(self, token: str) -> Identity | None: ...
 
     def verify(self, token: str) -> Awaitable[Identity]: ...
 
@@ -39,6 +57,13 @@ class Caller(NamedTuple):
     identity: Identity | None
     own_key: bytes | None
     keyed: bool = False  # the request itself carries a credential of ours
+
+    def __repr__(self) -> str:
+        """Without the caller's own key."""
+        return f"<Caller {self.identity.name if self.identity is not None else 'anonymous'}>"
+
+
+ANYBODY = Caller(None, None)
 
 
 class Callers:
@@ -58,49 +83,65 @@ class Callers:
         """The keys under `auth.keys`, for an administrator."""
         return self._keyring.configured()
 
-    async def of(
-        self, fields: Fields, address: str, proxy_authorization: bytes | None = None
-    ) -> Caller:
-        """Raises Unauthorized, or LimitExceeded for an address that failed too often.
+    def of(self, incoming: Incoming) -> Caller | Awaitable[Caller]:
+        """Raises Unauthorized, or LimitExceeded for an address that failed too often; only a token
+        that was not seen before takes waiting.
 
-        `proxy_authorization` counts where the request says nothing itself: it came with the
-        CONNECT, and is looked at again for every request, since a key may be revoked meanwhile.
+        What came with the CONNECT counts where the request says nothing itself, and is looked at
+        again for every request, since a key may be revoked meanwhile.
         """
-        tokens = self._verifier is not None
+        via = incoming.via
+        told = incoming.query or carries_any(incoming.fields.first)
+        if via is None and not (self._required or told):
+            return ANYBODY
         try:
-            found = fields.once(self._credential)
-            if not found.anonymous:
-                return (await self._of(found))._replace(keyed=True)
-            said = proxy_credential(proxy_authorization, tokens=tokens)
-            return (await self._of(said))._replace(own_key=found.own)
-        except Unauthorized:
-            if (held_up := self._failures.failed(address, self._wall())) is not None:
-                raise held_up from None
-            raise
+            check_query(incoming.query)
+            found = incoming.fields.once(self._credential)
+            if via is None or not found.anonymous:
+                return self._caller(found, found.own, incoming.client, keyed=not found.anonymous)
+            said = proxy_credential(via.proxy_authorization, tokens=self._verifier is not None)
+            return self._caller(said, found.own, incoming.client)
+        except Unauthorized as error:
+            raise self._failed(incoming.client, error) from None
 
     async def of_proxy(self, authorization: bytes | None, address: str) -> Identity | None:
         """Who asks for a CONNECT. None: nobody says so, which the requests inside still may."""
-        found = proxy_credential(authorization, tokens=self._verifier is not None)
-        if found.anonymous:
-            return None
         try:
-            return (await self._of(found)).identity
-        except Unauthorized:
-            if (held_up := self._failures.failed(address, self._wall())) is not None:
-                raise held_up from None
-            raise
+            found = proxy_credential(authorization, tokens=self._verifier is not None)
+            if found.anonymous:
+                return None
+            caller = self._caller(found, None, address)
+        except Unauthorized as error:
+            raise self._failed(address, error) from None
+        return (caller if isinstance(caller, Caller) else await caller).identity
 
-    async def _of(self, found: Credential) -> Caller:
-        if found.key is not None:
-            return Caller(self._keyring.identify(found.key, self._wall()), found.own)
-        if found.token is not None and self._verifier is not None:
-            return Caller(await self._verifier.verify(found.token), found.own)
+    def _caller(
+        self, said: Credential, own: bytes | None, address: str, *, keyed: bool = False
+    ) -> Caller | Awaitable[Caller]:
+        if said.key is not None:
+            return Caller(self._keyring.identify(said.key, self._wall()), own, keyed)
+        if said.token is not None and self._verifier is not None:
+            if (identity := self._verifier.known(said.token)) is not None:
+                return Caller(identity, own, keyed)
+            return self._verified(self._verifier.verify(said.token), own, address, keyed)
         if self._required:
             raise Unauthorized(
                 "an API key is needed: send `x-api-key: pk_live_...` "
                 "or `Authorization: Bearer pk_live_...`"
             )
-        return Caller(None, found.own)
+        return Caller(None, own)
+
+    async def _verified(
+        self, answer: Awaitable[Identity], own: bytes | None, address: str, keyed: bool
+    ) -> Caller:
+        try:
+            return Caller(await answer, own, keyed)
+        except Unauthorized as error:
+            raise self._failed(address, error) from None
+
+    def _failed(self, address: str, error: Unauthorized) -> ProxyError:
+        """What to tell an address that failed: why, or that it has failed too often."""
+        return self._failures.failed(address, self._wall()) or error
 
 
 def _listed(key: AuthKey) -> KeyRecord:
@@ -132,6 +173,23 @@ def permitted(identity: Identity | None, name: str, targets: list[Target]) -> li
     return allowed
 
 
+class Taken(NamedTuple):
+    """What a call holds until it is settled, and what it was told."""
+
+    reservation: Reservation
+    verdict: Verdict
+
+
+def _taken(reservation: Reservation, verdict: Verdict) -> Taken:
+    if verdict.blocked is not None:
+        raise refusal(verdict)
+    return Taken(reservation, verdict)
+
+
+async def _taken_later(reservation: Reservation, verdict: Awaitable[Verdict]) -> Taken:
+    return _taken(reservation, await verdict)
+
+
 class Limiter:
     """Reserves the worst case of a call, so that no limit is passed while calls overlap."""
 
@@ -140,24 +198,26 @@ class Limiter:
         self._wall = wall
         self._usual_output: dict[Target, float] = {}
 
-    async def take(
+    def take(
         self, call: Call, default: Limits, target: Target, price: Price | object | None
-    ) -> tuple[Reservation, Verdict]:
-        """Raises LimitExceeded or BudgetExceeded with what the client may do when."""
+    ) -> Taken | Awaitable[Taken] | None:
+        """What the call holds from now on, None where no limits are set. Raises LimitExceeded or
+        BudgetExceeded with what the client may do when.
+        """
         identity = call.identity
         limits = default
         if identity is not None and identity.limits is not None:
             limits = identity.limits
+        if limits.empty:
+            return None
         subject = identity.id if identity is not None else f"address:{call.client}"
         reservation = Reservation(subject, limits)
         if limits.tokens_per_minute is not None or limits.budget is not None:
             reservation.ask = self._ask(call, target, price)
         verdict = self._store.take(reservation, self._wall())
         if not isinstance(verdict, Verdict):
-            verdict = await verdict
-        if not verdict.allowed:
-            raise refusal(verdict)
-        return reservation, verdict
+            return _taken_later(reservation, verdict)
+        return _taken(reservation, verdict)
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Pay for what the answer used, and for attempts that were billed before it."""
@@ -180,14 +240,33 @@ class Limiter:
             self._usual_output[target] = output_tokens
 
     def _ask(self, call: Call, target: Target, price: Price | object | None) -> Ask:
-        prompt = len(call.body) // BYTES_PER_TOKEN
+        prompt = prompt_tokens(call.body)
         output = max_tokens(call) or round(self._usual_output.get(target, USUAL_OUTPUT))
         if call.endpoint == "embeddings":
             output = 0
-        usd = None
-        if isinstance(price, Price):
-            usd = cost(Usage(input_tokens=prompt, output_tokens=output), price)
-        return Ask(prompt + output, usd.total if usd is not None else Decimal(0))
+        usd = plain_cost(price, prompt, output) if isinstance(price, Price) else None
+        return Ask.of(prompt + output, usd)
+
+
+def prompt_tokens(body: bytes) -> int:
+    """About how many tokens a JSON body is, before anyone has counted them."""
+    attached = [] if len(body) < LONG else list(_attached(body))
+    return (len(body) - sum(attached)) // BYTES_PER_TOKEN + len(attached) * ATTACHED
+
+
+def _attached(body: bytes) -> Iterator[int]:
+    """The lengths of what is attached. Looks at a few bytes in each `LONG`: whatever is shorter
+    than that may be missed.
+    """
+    at = LONG
+    while at < len(body):
+        if _BASE64.match(body, at):
+            start, end = body.rfind(b'"', 0, at) + 1, body.find(b'"', at)
+            end = len(body) if end < 0 else end
+            if body.find(b" ", start, end) < 0 and body.find(b"\\", start, end) < 0:
+                yield end - start
+            at = end
+        at += LONG
 
 
 def max_tokens(call: Call) -> int | None:

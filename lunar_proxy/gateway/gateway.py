@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Reservation, Store
 
-from .admission import Caller, Callers, Limiter, limits_of, permitted
+from .admission import Caller, Callers, Limiter, Taken, limits_of, permitted
 from .answers import Running, Told, WithRouting
 from .books import Books, Closed
 from .decider import Decider
@@ -187,8 +187,9 @@ class Gateway:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
         incoming = ticket.incoming
         via = incoming.via
-        proxy_authorization = via.proxy_authorization if via is not None else None
-        caller = await self.callers.of(incoming.fields, incoming.client, proxy_authorization)
+        caller = self.callers.of(incoming)
+        if not isinstance(caller, Caller):
+            caller = await caller
         seen = visit(self.runtime.find_site, via, incoming.path) if via is not None else None
         if seen is not None and not self._treats(seen, incoming, caller):
             return self._let_pass(ticket, seen, caller, client, upload)
@@ -240,7 +241,8 @@ class Gateway:
         document = decided.document()
         if not ask.execute:
             name = Target("", decided.selected.name)
-            await self._reserve(ticket, call, name, None)
+            if (waiting := self._reserve(ticket, call, name, None)) is not None:
+                await waiting
             created = int(self.ports.wall())
             headers = (*self._limit_headers(ticket), *decided.headers())
             head = ((b"x-request-id", ticket.id.encode()), *headers)
@@ -263,7 +265,9 @@ class Gateway:
         seen: Visit | None = None,
     ) -> Carrier:
         incoming = ticket.incoming
-        await self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
+        waiting = self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
+        if waiting is not None:
+            await waiting
         total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = ticket.carrier = Carrier(
@@ -468,21 +472,25 @@ class Gateway:
             draw=self.ports.draw,
         )
 
-    async def _reserve(
+    def _reserve(
         self, ticket: Ticket, call: Call, target: Target, price: Price | object | None
-    ) -> None:
-        identity = call.identity
-        limits = identity.limits if identity is not None and identity.limits is not None else None
-        if (limits or self._default_limits).empty:
-            return
-        ticket.reservation, ticket.verdict = await self.limiter.take(
-            call, self._default_limits, target, price
-        )
+    ) -> Awaitable[None] | None:
+        """Room for the call; what it returns, if anything, has to be awaited."""
+        taken = self.limiter.take(call, self._default_limits, target, price)
+        if taken is None:
+            return None
+        if not isinstance(taken, Taken):
+            return self._reserve_later(ticket, taken)
+        ticket.reservation, ticket.verdict = taken
+        return None
+
+    async def _reserve_later(self, ticket: Ticket, taken: Awaitable[Taken]) -> None:
+        ticket.reservation, ticket.verdict = await taken
 
     def _limit_headers(self, ticket: Ticket) -> Headers:
         if ticket.verdict is None:
             return ()
-        return tuple((k.encode(), v.encode()) for k, v in rate_limit_headers(ticket.verdict))
+        return rate_limit_headers(ticket.verdict)
 
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote
 
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.model import Identity
-from lunar_proxy.gateway import Gateway, views
+from lunar_proxy.gateway import Caller, Gateway, views
 
 from .http import Answer, Route, json_answer
 
@@ -16,15 +16,18 @@ Identified = Callable[[Identity | None, Incoming], Any]
 
 
 def routes(gateway: Gateway) -> Mapping[tuple[bytes, bytes], Route]:
+    async def caller_of(incoming: Incoming) -> Caller:
+        caller = gateway.callers.of(incoming)
+        return caller if isinstance(caller, Caller) else await caller
+
     def known_caller(make: Identified) -> Route:
         async def route(incoming: Incoming) -> Answer:
-            caller = await gateway.callers.of(incoming.fields, incoming.client)
-            return json_answer(make(caller.identity, incoming))
+            return json_answer(make((await caller_of(incoming)).identity, incoming))
 
         return route
 
     async def profiles(incoming: Incoming) -> Answer:
-        await gateway.callers.of(incoming.fields, incoming.client)
+        await caller_of(incoming)
         return json_answer(await gateway.router.profiles(gateway.runtime))
 
     return {

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
-from lunar_proxy.core.limits import UNITS_PER_USD, Ask, Limits, Verdict, units
-from lunar_proxy.core.model import Outcome
+from lunar_proxy.core.limits import NOTHING, UNITS_PER_USD, Ask, Limits, Verdict, units
+from lunar_proxy.core.model import Identity, Outcome
 
 HOUR_S = 3600
 
@@ -32,7 +32,7 @@ class Reservation:
 
     subject: str
     limits: Limits
-    ask: Ask = field(default_factory=Ask)
+    ask: Ask = NOTHING
     id: str = ""
     held: bool = False  # taken and not yet settled
     local: bool = False  # held by this process, not by the shared store
@@ -57,6 +57,11 @@ class KeyRecord:
     last_used_at: float | None = None
     old_digest: str | None = None  # the key before the last rotation
     old_until: float | None = None  # and until when it is still good
+    identity: Identity = field(init=False, repr=False, compare=False)  # who a call by it is from
+
+    def __post_init__(self) -> None:
+        identity = Identity(self.id, self.name, self.models, self.limits)
+        object.__setattr__(self, "identity", identity)
 
 
 class Entry(NamedTuple):

@@ -5,7 +5,9 @@ Money travels as a decimal string: a JSON number is a float to most readers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
@@ -15,7 +17,9 @@ from lunar_proxy.core.limits import Budget, Limits, Per
 
 from .base import KeyRecord, Spend
 
-_FIELDS = frozenset(field.name for field in fields(KeyRecord))
+logger = logging.getLogger(__name__)
+
+_FIELDS = tuple(field.name for field in fields(KeyRecord) if field.init)
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 
@@ -24,15 +28,34 @@ def dump_key(record: KeyRecord) -> bytes:
 
 
 def load_key(data: bytes | str) -> KeyRecord:
-    """Fields of a newer version are ignored, so that versions may share a store."""
-    doc = {name: value for name, value in orjson.loads(data).items() if name in _FIELDS}
+    """Fields of a newer version are ignored, so that versions may share a store.
+
+    Raises ValueError.
+    """
+    doc = orjson.loads(data)
+    if not isinstance(doc, dict):
+        raise ValueError("not an object")
+    doc = {name: value for name, value in doc.items() if name in _FIELDS}
     limits = doc.pop("limits", None)
-    models = tuple(doc.pop("models", ()))
-    return KeyRecord(**doc, models=models, limits=None if limits is None else load_limits(limits))
+    try:
+        models = tuple(doc.pop("models", ()))
+        limits = None if limits is None else load_limits(limits)
+        return KeyRecord(**doc, models=models, limits=limits)
+    except TypeError as error:
+        raise ValueError("a field is missing, or of another type") from error
+
+
+def readable(records: Iterable[bytes | str]) -> Iterator[KeyRecord]:
+    """Those that can be read. One that cannot must hide no other: they tell of revocations."""
+    for data in records:
+        try:
+            yield load_key(data)
+        except ValueError as error:
+            logger.error("a key in the store cannot be read, and is passed over: %s", error)
 
 
 def key_as_dict(record: KeyRecord) -> dict[str, Any]:
-    doc = asdict(record)
+    doc = {name: getattr(record, name) for name in _FIELDS}
     doc["limits"] = None if record.limits is None else limits_as_dict(record.limits)
     return doc
 

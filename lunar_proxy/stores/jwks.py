@@ -61,6 +61,7 @@ class Jwks:
         self._clock = clock
         self._keys: tuple[PublicKey, ...] = ()
         self._tried_at = float("-inf")
+        self._met_at = float("-inf")  # a `kid` that was not in the set
         self._loaded_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0  # of the set; what was verified with an older one may not hold now
@@ -72,7 +73,7 @@ class Jwks:
         """
         found = self._fitting(kid, alg)
         if not found:
-            await self.refresh()
+            await self._meet()
             found = self._fitting(kid, alg)
         elif self._clock() - self._loaded_at >= REFRESH_S:
             self._start()  # nobody waits for it: the keys at hand are still good
@@ -85,17 +86,25 @@ class Jwks:
 
     async def refresh(self) -> None:
         """Join the fetch under way, or start one if it is time for it. Never raises."""
-        if (task := self._start()) is not None:
-            await asyncio.shield(task)  # a caller that goes away does not stop it for the others
+        await _joined(self._start())
+
+    async def _meet(self) -> None:
+        """The same for a `kid` that is not in the set: once a minute, whenever it was read last,
+        since the issuer may have published another key a moment later.
+        """
+        due = bool(self._keys) and self._clock() - self._met_at >= UNKNOWN_KID_S
+        if due:
+            self._met_at = self._clock()
+        await _joined(self._start(now=due))
 
     def _fitting(self, kid: str | None, alg: str) -> list[PublicKey]:
         return [key for key in self._keys if key.verifies(alg) and kid in (None, key.kid)]
 
-    def _start(self) -> asyncio.Task[None] | None:
+    def _start(self, *, now: bool = False) -> asyncio.Task[None] | None:
         if self._refreshing is not None and not self._refreshing.done():
             return self._refreshing
         wait_s = UNKNOWN_KID_S if self._keys else FIRST_SET_S
-        if self._clock() - self._tried_at < wait_s:
+        if not now and self._clock() - self._tried_at < wait_s:
             return None
         self._tried_at = self._clock()
         self._refreshing = spawn(self._load(), name="jwks")
@@ -115,6 +124,11 @@ class Jwks:
 
     def _same(self, keys: tuple[PublicKey, ...]) -> bool:
         return all(a.key == b.key for a, b in zip(keys, self._keys, strict=True))
+
+
+async def _joined(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        await asyncio.shield(task)  # a caller that goes away does not stop it for the others
 
 
 def parse(data: bytes) -> tuple[PublicKey, ...]:

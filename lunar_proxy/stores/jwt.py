@@ -84,15 +84,21 @@ class JwtVerifier:
         """
         if len(token) > MAX_CREDENTIAL:
             raise Unauthorized("the token is too long")
-        hashed, now = sha256(token.encode()).digest(), self._clock()
-        known = self._verified.get(hashed)
-        if known is not None and now < known[1] and known[2] == self._generation:
-            return known[0]
+        if (known := self.known(token)) is not None:
+            return known
+        now = self._clock()
         claims = await self._signed(token)
         until = _check(claims, self._settings, now)
         identity = _identity(claims, self._settings)
-        self._remember(hashed, identity, min(until, now + CACHE_S))
+        self._remember(_hashed(token), identity, min(until, now + CACHE_S))
         return identity
+
+    def known(self, token: str) -> Identity | None:
+        """Whose token it is, if it was verified lately and that still holds."""
+        found = self._verified.get(_hashed(token))
+        if found is None or self._clock() >= found[1] or found[2] != self._generation:
+            return None
+        return found[0]
 
     @property
     def _generation(self) -> int:
@@ -133,6 +139,10 @@ class JwtVerifier:
         if self._jwks is None:
             return []
         return [found.key for found in await self._jwks.candidates(kid, alg)]
+
+
+def _hashed(token: str) -> bytes:
+    return sha256(token.encode()).digest()
 
 
 def _pem(text: str) -> Any:

@@ -50,7 +50,7 @@ class Keyring:
         if record is None:
             raise unknown_key(key)
         _check(record, hashed, now)
-        return Identity(record.id, record.name, record.models, record.limits)
+        return record.identity
 
 
 def _check(record: KeyRecord, hashed: str, now: float) -> None:
@@ -58,7 +58,8 @@ def _check(record: KeyRecord, hashed: str, now: float) -> None:
         raise Unauthorized("the API key was revoked")
     if record.expires_at is not None and now >= record.expires_at:
         raise Unauthorized("the API key has expired")
-    if hmac.compare_digest(hashed, record.old_digest or "") and now >= (record.old_until or 0):
+    old = record.old_digest
+    if old is not None and hmac.compare_digest(hashed, old) and now >= (record.old_until or 0):
         raise Unauthorized("the API key was replaced by a newer one")
 
 

@@ -27,7 +27,7 @@ class MemoryKeys:
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self._by_id: dict[str, KeyRecord] = {}
-        self._id_of: dict[str, str] = {}
+        self._by_digest: dict[str, KeyRecord] = {}
         self.used_at: dict[str, float] = {}
         for record in records:
             self.put(record)
@@ -36,13 +36,14 @@ class MemoryKeys:
         return len(self._by_id)
 
     def find(self, digest: str, now: float) -> KeyRecord | None:
-        record = self._by_id.get(self._id_of.get(digest, ""))
+        record = self._by_digest.get(digest)
         if record is None:
             return None
         # The dict compared hashes of keys, which tells a prober nothing about a key; this compares
         # once more in constant time, so that nobody has to trust that argument.
-        known = record.old_digest if digest == record.old_digest else record.digest
-        if not hmac.compare_digest(known or "", digest):
+        if not hmac.compare_digest(record.digest, digest) and not hmac.compare_digest(
+            record.old_digest or "", digest
+        ):
             return None
         self.used_at[record.id] = now
         return record
@@ -50,19 +51,19 @@ class MemoryKeys:
     def put(self, record: KeyRecord) -> None:
         self.drop(record.id)
         self._by_id[record.id] = record
-        self._id_of[record.digest] = record.id
+        self._by_digest[record.digest] = record
         if record.old_digest is not None:
-            self._id_of[record.old_digest] = record.id
+            self._by_digest[record.old_digest] = record
 
     def drop(self, id: str) -> None:
         record = self._by_id.pop(id, None)
         if record is not None:
-            self._id_of.pop(record.digest, None)
-            self._id_of.pop(record.old_digest or "", None)
+            self._by_digest.pop(record.digest, None)
+            self._by_digest.pop(record.old_digest or "", None)
 
     def clear(self) -> None:
         self._by_id.clear()
-        self._id_of.clear()
+        self._by_digest.clear()
 
     def drain_use(self) -> dict[str, float]:
         """Times of use by id, since the last call."""

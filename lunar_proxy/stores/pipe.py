@@ -31,6 +31,44 @@ class NotConnected(PipeBroken):
     """Nothing was sent."""
 
 
+def _packed(command: tuple[Argument, ...]) -> bytes:
+    """An array of bulk strings (redis.io, protocol specification). A dozen short arguments are
+    what a decision takes; redis-py packs them with a care that costs as much as Redis' work.
+    """
+    parts = [b"*%d" % len(command)]
+    for argument in command:
+        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        parts += (b"$%d" % len(data), data)
+    parts.append(b"")
+    return b"\r\n".join(parts)
+
+
+# Turns of the loop from bytes that have arrived to the answer they are: poll, feed, parse, wake.
+_TURNS = 5
+
+
+async def _within(seconds: float | None, answer: asyncio.Future[Any]) -> Any:
+    """The answer, or TimeoutError once it is late. Where the loop itself was held up for that long,
+    the answer may have come and not been read: so it is given the turns that this takes.
+    """
+    if seconds is None:
+        return await answer
+    patience = asyncio.get_running_loop().call_later(seconds, _give_up, answer, _TURNS)
+    try:
+        return await answer
+    finally:
+        patience.cancel()
+
+
+def _give_up(answer: asyncio.Future[Any], turns: int) -> None:
+    if answer.done():
+        return
+    if turns:
+        answer.get_loop().call_soon(_give_up, answer, turns - 1)
+    else:
+        answer.set_exception(TimeoutError())
+
+
 @lru_cache(maxsize=32)
 def _sha(script: str) -> str:
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
@@ -96,14 +134,18 @@ class Pipe:
         """EVALSHA, behind what was sent before; fails where the server has lost its scripts."""
         return self.send("EVALSHA", _sha(script), len(keys), *keys, *args)
 
-    async def run(self, script: str, keys: list[str], *args: Argument) -> Any:
-        """The same, and EVAL once more where the server has lost its scripts."""
+    async def run(
+        self, script: str, keys: list[str], *args: Argument, within_s: float | None = None
+    ) -> Any:
+        """The same, and EVAL once more where the server has lost its scripts; TimeoutError after
+        `within_s` for each.
+        """
         from redis.exceptions import NoScriptError
 
         try:
-            return await self.send_script(script, keys, *args)
+            return await _within(within_s, self.send_script(script, keys, *args))
         except NoScriptError:
-            return await self.send("EVAL", script, len(keys), *keys, *args)
+            return await _within(within_s, self.send("EVAL", script, len(keys), *keys, *args))
 
     def abort(self) -> None:
         """Drop the connection; every answer still due fails."""
@@ -132,7 +174,7 @@ class Pipe:
             self._wake.clear()
             batch, self._outgoing = self._outgoing, []
             self._expected.extend(future for _, future in batch)
-            packed = connection.pack_commands([command for command, _ in batch])
+            packed = b"".join([_packed(command) for command, _ in batch])
             try:
                 await connection.send_packed_command(packed, check_health=False)
             except Exception:  # noqa: BLE001 - redis-py's or the socket's: the connection is gone

@@ -4,9 +4,10 @@
 exactly. A call in flight is a lease that its process renews; slots of a crashed one run out.
 
 When Redis does not answer within `DEADLINE_S`, or is gone, one call has waited that long, and from
-then on limits are decided from local state (`degraded` says why) until a probe gets through. The
-local state mirrors what Redis said last of each subject, so a spent budget stays spent; requests
-and tokens are then limited by each replica on its own. After healing:
+then on limits are decided from local state (`degraded` says why) until a probe gets through. A
+server that passes its probes and fails again costs that wait each time, so it is probed ever more
+rarely. The local state mirrors what Redis said last of each subject, so a spent budget stays spent;
+requests and tokens are then limited by each replica on its own. After healing:
 
 - calls taken from Redis and settled meanwhile are settled there, if their lease is still held;
 - what calls taken locally have cost is charged to their budgets;
@@ -32,7 +33,7 @@ from lunar_proxy.tasks import in_task, spawn
 
 from . import scripts
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
-from .codec import dump_key, load_key
+from .codec import dump_key, readable
 from .memory import MemoryKeys, MemoryLedger, MemoryLimits, total
 from .pipe import Argument, NotConnected, Pipe, PipeBroken
 
@@ -48,7 +49,10 @@ DEADLINE_S = 0.05
 PATIENCE_S = 1.0
 
 TICK_S = 0.4  # keys are polled, the ledger written and a lost server probed this often
+MAX_REST = 63  # ticks without a probe, at most, for a server that relapses (some 25 s)
+STEADY = 25  # ticks of health after which that is forgotten
 LEASE_S = 30.0  # how long a crashed process keeps its slots; renewed at a third
+MAX_ROWS = 200  # of the ledger to a script, which is some milliseconds; decisions wait for it
 KEEP_LEDGER_S = 400 * 86_400  # a year and the month it is looked at
 
 _KEYS = ["lunar:{keys}:version", "lunar:{keys}:records", "lunar:{keys}:changed"]
@@ -93,7 +97,10 @@ class RedisStore:
         self._lease_ms = int(lease_s * 1000)
         self._tick_s = tick_s
         self._deadline_s = deadline_s
+        self._url = url
         self._pipe = Pipe(url)
+        self._rest = self._next_rest = 0  # ticks to leave it alone: now, and when it next fails
+        self._well = 0  # ticks since it failed
         self._local = MemoryLimits()
         self._keys = MemoryKeys()
         self._version: int | None = None  # of the keys; None: never read
@@ -118,6 +125,7 @@ class RedisStore:
             self._ticker.cancel()
             await asyncio.wait([self._ticker])
             self._ticker = None
+            self._rest = 0
             await self._tick()
         await self._pipe.close()
 
@@ -146,8 +154,8 @@ class RedisStore:
         version, everything, *records = await self._pipe.run(scripts.KEYS_SINCE, _KEYS, seen)
         if everything:
             self._keys.clear()
-        for data in records:
-            self._keys.put(load_key(data))
+        for record in readable(records):
+            self._keys.put(record)
         self._version = version
 
     async def _write_use(self) -> None:
@@ -176,16 +184,17 @@ class RedisStore:
         reservation.id = f"{next(self._ids)}:{ask.tokens}:{ask.units}"
         await in_task()
         try:
-            async with asyncio.timeout(self._deadline_s):
-                fits, *answer = await self._pipe.run(
-                    scripts.TAKE,
-                    _limit_keys(subject),
-                    *self._rules(reservation.limits, now),
-                    ask.tokens,
-                    ask.units,
-                    reservation.id,
-                    self._lease_ms,
-                )
+            answer = await self._pipe.run(
+                scripts.TAKE,
+                _limit_keys(subject),
+                *self._rules(reservation.limits, now),
+                ask.tokens,
+                ask.units,
+                reservation.id,
+                self._lease_ms,
+                within_s=self._deadline_s,
+            )
+            fits, state = _answer(answer)
         except asyncio.CancelledError:
             self._give_back(reservation, now)
             raise
@@ -193,12 +202,11 @@ class RedisStore:
             self._trip(error)
             self._give_back(reservation, now)
             return self._take_locally(reservation, now)
-        state = _state(answer)
         if fits:
             reservation.held, reservation.local = True, False
             self._held[reservation.id] = (subject, self._clock() + self._lease_ms / 3000)
         self._mirror(reservation, state, now)
-        return _verdict(state, reservation, bool(fits))
+        return _verdict(state, reservation, fits)
 
     def _give_back(self, reservation: Reservation, now: float) -> None:
         """Nobody learned whether the server took it, so undo it if it did."""
@@ -273,15 +281,27 @@ class RedisStore:
         self._ledger.add(entries)
 
     async def query(self, since: float, by: Dimension) -> list[Spend]:
+        """Over a connection of its own: a year of rows would hold up every decision behind them."""
         await self._ask(self._flush())
-        return total(await self._ask(self._rows(since)), by)
+        pipe = Pipe(self._url)
+        try:
+            await pipe.connect((), PATIENCE_S)
+            return total(await self._rows(pipe, since), by)
+        except Exception as error:
+            raise StoreUnavailable("the ledger cannot be read", retry_after_s=1.0) from error
+        finally:
+            await pipe.close()
 
     async def _flush(self) -> None:
         """A batch keeps its name until the server has confirmed it, and is added there once."""
         by_hour: dict[int, list[Entry]] = {}
         for entry in self._ledger.drain():
             by_hour.setdefault(entry.hour, []).append(entry)
-        self._batches += [(token_hex(12), entries) for entries in by_hour.values()]
+        self._batches += [
+            (token_hex(12), entries[n : n + MAX_ROWS])
+            for entries in by_hour.values()
+            for n in range(0, len(entries), MAX_ROWS)
+        ]
         async with self._flushing:  # the ticker and a query may both be here
             while self._batches:
                 await self._add_batch(*self._batches[0])
@@ -298,17 +318,14 @@ class RedisStore:
         keys = [f"lunar:{{ledger}}:batch:{name}", _hour_key(hour), _HOURS]
         await self._pipe.run(scripts.ADD_ROWS, keys, hour, KEEP_LEDGER_S, *amounts)
 
-    async def _rows(self, since: float) -> list[Entry]:
+    async def _rows(self, pipe: Pipe, since: float) -> list[Entry]:
         first = int(since) // HOUR_S * HOUR_S
-        hours = [
-            int(hour) for hour in await self._pipe.send("ZRANGEBYSCORE", _HOURS, first, "+inf")
-        ]
-        answers = [self._pipe.send("HGETALL", _hour_key(hour)) for hour in hours]
-        return [
-            entry
-            for hour, answer in zip(hours, answers, strict=True)
-            for entry in _entries(hour, _pairs(await answer))
-        ]
+        rows: list[Entry] = []
+        async with asyncio.timeout(PATIENCE_S) as patience:
+            for hour in map(int, await pipe.send("ZRANGEBYSCORE", _HOURS, first, "+inf")):
+                rows += _entries(hour, _pairs(await pipe.send("HGETALL", _hour_key(hour))))
+                patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_S)
+        return rows
 
     # --- beside the requests ------------------------------------------------------------------
 
@@ -326,6 +343,8 @@ class RedisStore:
             self.failures += 1
             self.degraded = _reason(error)
             logger.warning("limits are decided from local state: %s", self.degraded)
+            self._rest, self._well = self._next_rest, 0
+            self._next_rest = min(2 * self._next_rest + 1, MAX_REST)
         self._pipe.abort()
 
     async def _tick_forever(self) -> None:
@@ -334,9 +353,15 @@ class RedisStore:
             await self._tick()
 
     async def _tick(self) -> None:
+        if self._rest:
+            self._rest -= 1
+            return
         if self.degraded is not None:
             await self._heal()
         if self.degraded is None:
+            self._well += 1
+            if self._well == STEADY:
+                self._next_rest = 0
             with suppress(StoreUnavailable):
                 await self._ask(self._maintain())
 
@@ -355,7 +380,7 @@ class RedisStore:
                 await self._read_keys()
                 await self._pay()
             async with asyncio.timeout(self._deadline_s):
-                await self._pipe.send("PING")
+                await self._read_keys()  # a script, as a decision is: PING may pass where none does
         except Exception as error:  # noqa: BLE001 - whatever it is, it is not well yet
             self._pipe.abort()
             self.degraded = _reason(error)
@@ -390,27 +415,29 @@ class RedisStore:
 def _limit_keys(subject: str) -> list[str]:
     """The hash tag ends at the first brace (redis.io, cluster specification), so none is inside."""
     tag = subject.replace("%", "%25").replace("}", "%7D")
-    return [f"lunar:{{{tag}}}:limits", f"lunar:{{{tag}}}:leases"]
+    return [f"lunar:{{{tag}}}:state", f"lunar:{{{tag}}}:leases"]
 
 
 def _hour_key(hour: int) -> str:
     return f"lunar:{{ledger}}:{hour}"
 
 
-def _state(answer: list[bytes]) -> State:
-    per, *numbers = answer
+def _answer(line: bytes) -> tuple[bool, State]:
+    """What `scripts.TAKE` says: whether it fits, and the state after it."""
+    fits, *numbers, per = line.split()
     at_ms, requests, tokens, calls, held_tokens, held_usd, spent, start, end = map(int, numbers)
-    window = Window(per.decode(), start, end) if per else None  # type: ignore[arg-type]
-    return State(at_ms, requests, tokens, calls, held_tokens, held_usd, window, spent)
+    window = None if per == b"-" else Window(per.decode(), start, end)  # type: ignore[arg-type]
+    state = State(at_ms, requests, tokens, calls, held_tokens, held_usd, window, spent)
+    return fits == b"1", state
 
 
 def _verdict(state: State, reservation: Reservation, fits: bool) -> Verdict:
     """The script says whether; which limit, and for how long, follows from the state it left."""
     of = reservation.limits
     if fits:
-        return limits.verdict(state, of, None)
+        return Verdict(None, state, of)
     blocked = limits.blocking(state, of, reservation.ask)
-    return limits.verdict(state, of, blocked or _UNEXPLAINED)
+    return Verdict(blocked or _UNEXPLAINED, state, of)
 
 
 _UNEXPLAINED = Blocked("requests", limits.RELEASE_WAIT_S, "limit")

@@ -8,9 +8,11 @@ against each other. Lua counts in doubles: levels and dollars are whole numbers 
 
 from __future__ import annotations
 
-# KEYS: state hash, leases (sorted set: "id:tokens:usd" by its expiry in ms).
+# KEYS: state, leases (sorted set: "id:tokens:usd" by its expiry in ms).
 # ARGV: 1 now in ms, 0: the server's own clock, one for all replicas; 2 requests and 3 tokens per
 # minute, 4 slots, 0: no limit; 5 budget in units, -1: none; 6 its window.
+# A state is a line of numbers and the window's name, `-` before there is one: read and written in
+# one command each, and told in one piece, it takes half the time that a hash of its fields does.
 _LIMITS = """
 local now = tonumber(ARGV[1])
 if now == 0 then
@@ -22,9 +24,10 @@ local budget, per = tonumber(ARGV[5]), ARGV[6]
 local NEVER = 4611686018427387904
 local NAMES = {
   'at', 'requests', 'tokens', 'calls', 'held_tokens', 'held_usd', 'spent', 'start', 'end'}
-local stored = redis.call('HMGET', KEYS[1], 'per', unpack(NAMES))
-local s = {per = stored[1] or ''}
-for i, name in ipairs(NAMES) do s[name] = tonumber(stored[i + 1] or 0) end
+local words = string.gmatch(redis.call('GET', KEYS[1]) or '0 0 0 0 0 0 0 0 0 -', '%S+')
+local s = {}
+for _, name in ipairs(NAMES) do s[name] = tonumber(words()) end
+s.per = words()
 
 local function release(member)
   local tokens, usd = string.match(member, ':(%d+):(%d+)$')
@@ -78,26 +81,24 @@ local function text(number) return string.format('%.0f', number) end
 
 -- Kept until nothing is worth remembering: levels drained, window over, leases run out.
 local function save()
-  local fields = {'per', s.per}
-  for _, name in ipairs(NAMES) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = text(s[name])
-  end
-  redis.call('HSET', KEYS[1], unpack(fields))
+  local line = string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %s',
+    s.at, s.requests, s.tokens, s.calls, s.held_tokens, s.held_usd, s.spent, s.start, s['end'],
+    s.per)
   local ttl = 600000
   if rpm > 0 then ttl = math.max(ttl, math.ceil(s.requests / rpm)) end
   if tpm > 0 then ttl = math.max(ttl, math.ceil(s.tokens / tpm)) end
-  if s.per ~= '' and s['end'] == NEVER then
-    redis.call('PERSIST', KEYS[1])
+  if s['end'] == NEVER then
+    redis.call('SET', KEYS[1], line)
   else
-    redis.call('PEXPIRE', KEYS[1], text(math.max(ttl, s['end'] * 1000 - now)))
+    redis.call('SET', KEYS[1], line, 'PX', text(math.max(ttl, s['end'] * 1000 - now)))
   end
   redis.call('PEXPIRE', KEYS[2], 600000)
+  return line
 end
 """
 
 # ARGV: 7 tokens and 8 units to hold, 9 the lease, 10 how long it lasts without renewal, in ms.
-# Returns 1 or 0, and the state.
+# Returns 1 or 0, and the state, in one line.
 TAKE = (
     _LIMITS
     + """
@@ -115,10 +116,7 @@ if fits then
   s.held_usd = s.held_usd + usd
   redis.call('ZADD', KEYS[2], text(now + tonumber(ARGV[10])), ARGV[9])
 end
-save()
-local answer = {fits and 1 or 0, s.per}
-for _, name in ipairs(NAMES) do answer[#answer + 1] = text(s[name]) end
-return answer
+return (fits and '1 ' or '0 ') .. save()
 """
 )
 
@@ -137,7 +135,7 @@ return 1
 """
 )
 
-# KEYS: leases, state hash. ARGV: 1 now, as above, 2 for how many ms, 3... the leases.
+# KEYS: leases, state. ARGV: 1 now, as above, 2 for how many ms, 3... the leases.
 RENEW = """
 local now = tonumber(ARGV[1])
 if now == 0 then

@@ -26,7 +26,7 @@ from lunar_proxy.core.limits import State, Verdict, Window
 from lunar_proxy.tasks import spawn
 
 from .base import HOUR_S, Dimension, Entry, KeyRecord, Reservation, Spend
-from .codec import dump_key, load_key
+from .codec import dump_key, readable
 from .memory import MemoryKeys, MemoryLedger
 from .thread import BUSY_TIMEOUT_S, DatabaseThread
 
@@ -125,8 +125,8 @@ class SqliteStore:
     async def _read_keys(self) -> None:
         seen = self._version or 0
         changed = await self._ask(lambda db: _keys_after(db, seen))
-        for _, data in changed:
-            self._keys.put(load_key(data))
+        for record in readable(data for _, data in changed):
+            self._keys.put(record)
         self._version = max([seen, *(version for version, _ in changed)])
 
     async def _write_use(self) -> None:
@@ -200,7 +200,7 @@ class SqliteStore:
     async def _answer(self, answer: asyncio.Future[T]) -> T:
         try:
             result = await answer
-        except sqlite3.Error as error:
+        except Exception as error:
             self.degraded = f"sqlite: {error}"
             raise StoreUnavailable("the store does not answer", retry_after_s=1.0) from error
         self.degraded = None
@@ -213,10 +213,10 @@ class SqliteStore:
 
     async def _tick(self) -> None:
         try:
-            await self._flush()
-            await self._read_keys()
+            await self._read_keys()  # first, since it tells of revocations
             await self._write_use()
             await self._renew()
+            await self._flush()
         except StoreUnavailable:
             logger.warning("the store does not answer: %s", self.degraded)
             return
@@ -241,7 +241,11 @@ def _keys_after(db: sqlite3.Connection, seen: int) -> list[tuple[int, str]]:
 
 def _all_keys(db: sqlite3.Connection) -> list[KeyRecord]:
     rows = db.execute("SELECT record, used_at FROM keys ORDER BY rowid").fetchall()
-    return [replace(load_key(record), last_used_at=used_at) for record, used_at in rows]
+    return [
+        replace(record, last_used_at=used_at)
+        for data, used_at in rows
+        for record in readable([data])
+    ]
 
 
 def _save_key(db: sqlite3.Connection, record: KeyRecord) -> None:

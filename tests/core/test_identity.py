@@ -10,6 +10,7 @@ from lunar_proxy.core.errors import Unauthorized
 from lunar_proxy.core.identity import (
     NOBODY,
     Credential,
+    carries_any,
     credential,
     digest,
     proxy_credential,
@@ -21,12 +22,22 @@ KEY = "pk_live_" + "aB3" * 12
 OTHER = "pk_test_" + "zY9" * 12
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2ln"
 
+PADDED = JWT.replace(".", "==.")
+
 FORMS = {
     "nothing": ([], NOBODY),
     "x-api-key": ([(b"x-api-key", KEY)], Credential(key=KEY)),
     "bearer": ([(b"authorization", f"Bearer {KEY}")], Credential(key=KEY)),
     "bearer in any case": ([(b"authorization", f"bEARER  {KEY} ")], Credential(key=KEY)),
     "jwt": ([(b"authorization", f"Bearer {JWT}")], Credential(token=JWT)),
+    "a token with padding": (
+        [(b"authorization", f"Bearer {PADDED}")],
+        Credential(token=PADDED),
+    ),
+    "an encrypted token": (
+        [(b"authorization", f"Bearer {JWT}.x.y")],
+        Credential(token=f"{JWT}.x.y"),
+    ),
     "own key": ([(b"authorization", "Bearer sk-abc")], Credential(own=b"sk-abc")),
     "own anthropic key": ([(b"x-api-key", "sk-ant-x")], Credential(own=b"sk-ant-x")),
     "own azure key": ([(b"api-key", "0123abcd")], Credential(own=b"0123abcd")),
@@ -48,6 +59,7 @@ def test_reads_the_forms_of_the_contract(
 ) -> None:
     sent = tuple((name, value.encode()) for name, value in headers)
     assert credential(sent, tokens=True) == expected
+    assert carries_any(dict(sent)) is bool(sent)
 
 
 REFUSED = {
@@ -71,6 +83,12 @@ def test_refuses_what_is_ambiguous_or_misplaced_without_repeating_it(
         credential(tuple((name, value.encode()) for name, value in headers), tokens=True)
     assert KEY not in caught.value.message
     assert JWT not in caught.value.message
+
+
+def test_headers_that_name_no_caller_carry_nothing() -> None:
+    sent = ((b"host", b"x"), (b"cookie", KEY.encode()), (b"proxy-authorization", KEY.encode()))
+    assert credential(sent) is NOBODY
+    assert not carries_any(dict(sent))
 
 
 def test_a_token_is_the_callers_own_where_none_is_configured() -> None:

@@ -159,13 +159,13 @@ def test_a_total_budget_never_opens_again() -> None:
 
 def test_calls_in_flight_cannot_overrun_a_budget() -> None:
     limits = Limits(budget=Budget(Decimal(1), "month"))
-    _, count = admitted(limits, Ask(usd=Decimal("0.3")), 10)
+    _, count = admitted(limits, Ask.of(usd=Decimal("0.3")), 10)
     assert count == 3
 
 
 def test_alone_a_call_may_use_the_last_cents_though_its_worst_case_is_more() -> None:
     limits = Limits(budget=Budget(Decimal(1), "month"))
-    _, count = admitted(limits, Ask(usd=Decimal(5)), 10)
+    _, count = admitted(limits, Ask.of(usd=Decimal(5)), 10)
     assert count == 1
 
 
@@ -202,7 +202,7 @@ def test_when_every_call_is_settled_nothing_is_held(
     state, open_asks, paid = State(), [], 0
     for start, held, used in calls:
         if start:
-            ask = Ask(held, Decimal(held) / 10**4)
+            ask = Ask.of(held, Decimal(held) / 10**4)
             state, verdict = take(state, limits, ask, T0)
             open_asks += [ask] * verdict.allowed
         elif open_asks:
@@ -217,15 +217,15 @@ def test_when_every_call_is_settled_nothing_is_held(
 def test_headers_are_those_of_openai_and_only_for_limits_that_are_set() -> None:
     _, verdict = take(State(), Limits(requests_per_minute=60), Ask(), T0)
     assert rate_limit_headers(verdict) == (
-        ("x-ratelimit-limit-requests", "60"),
-        ("x-ratelimit-remaining-requests", "59"),
-        ("x-ratelimit-reset-requests", "1s"),
+        (b"x-ratelimit-limit-requests", b"60"),
+        (b"x-ratelimit-remaining-requests", b"59"),
+        (b"x-ratelimit-reset-requests", b"1s"),
     )
     _, verdict = take(State(), Limits(tokens_per_minute=100), Ask(tokens=30), T0)
     assert rate_limit_headers(verdict) == (
-        ("x-ratelimit-limit-tokens", "100"),
-        ("x-ratelimit-remaining-tokens", "70"),
-        ("x-ratelimit-reset-tokens", "18s"),
+        (b"x-ratelimit-limit-tokens", b"100"),
+        (b"x-ratelimit-remaining-tokens", b"70"),
+        (b"x-ratelimit-reset-tokens", b"18s"),
     )
 
 
@@ -247,6 +247,6 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
 
 
 def test_no_limit_is_always_allowed() -> None:
-    _, verdict = take(State(), Limits(), Ask(10**9, Decimal(10**6)), T0)
+    _, verdict = take(State(), Limits(), Ask.of(10**9, Decimal(10**6)), T0)
     assert verdict.allowed
     assert rate_limit_headers(verdict) == ()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunar_proxy.core.model import Cost, Usage
-from lunar_proxy.core.pricing import HourlyPrice, Price, cost
+from lunar_proxy.core.pricing import HourlyPrice, Price, cost, plain_cost
 
 GPT_4O = Price(input=D("2.5"), output=D("10"), cache_read=D("1.25"))
 CLAUDE = Price(input=D("3"), output=D("15"), cache_read=D("0.3"), cache_write=D("3.75"))
@@ -185,6 +185,21 @@ def test_a_longer_plain_prompt_never_costs_less(price: Price, tokens: int, more:
 
 
 # Of four decimals per million, so that plain tokens need no rounding.
+@given(PRICES, TOKENS, TOKENS)
+def test_plain_tokens_may_be_priced_without_their_parts(
+    price: Price, prompt: int, output: int
+) -> None:
+    known = cost(Usage(prompt, output), price)
+    assert plain_cost(price, prompt, output) == (None if known is None else known.total)
+
+
+@pytest.mark.parametrize("tokens", [200_000, 200_001])
+def test_a_long_prompt_is_dearer_before_it_is_sent_too(tokens: int) -> None:
+    known = cost(Usage(tokens, 1), LONG)
+    assert known is not None
+    assert plain_cost(LONG, tokens, 1) == known.total
+
+
 WHOLE = st.decimals(min_value=0, max_value=1000, places=4)
 
 

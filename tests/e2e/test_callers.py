@@ -110,6 +110,20 @@ def test_a_bad_key_is_401_even_where_none_is_needed(
     assert stage.requests == []
 
 
+@pytest.mark.parametrize("headers", [{}, bearer(OWN), bearer(TEAM)], ids=["", "own", "ours"])
+def test_a_key_in_the_url_is_told_where_it_belongs_and_goes_nowhere(
+    open_proxy: Proxy, stage: Stage, headers: dict[str, str], door: str
+) -> None:
+    """Where Gemini's clients put theirs; a URL is in every log on its way."""
+    stage.play(chat("Hello"))
+    path = f"{CHAT}?alt=sse&key={TEAM}"
+    answer = ask(open_proxy.url, chat_doc(), path=path, headers=headers, door=door)
+    assert (answer.status, answer.error["type"]) == (401, "authentication_error")
+    assert "x-api-key" in answer.error["message"]
+    assert TEAM not in answer.body.decode() + open_proxy.stderr()
+    assert stage.requests == []
+
+
 def test_a_key_and_the_callers_own_key_may_come_together(open_proxy: Proxy, stage: Stage) -> None:
     stage.play(chat("Hello"))
     headers = {"x-api-key": TEAM, "authorization": f"Bearer {OWN}"}

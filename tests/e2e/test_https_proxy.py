@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import os
@@ -730,6 +731,22 @@ def test_a_key_of_ours_in_an_odd_place_is_refused(guarded: Scene, place: dict[st
     assert answer.status == 401
     assert KEY not in answer.body.decode()
     assert guarded.stage.requests == []
+
+
+@pytest.mark.parametrize("key", [KEY, "pk_live_" + "planted" * 6], ids=["good", "unknown"])
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_the_key_of_a_connect_is_in_no_output(guarded: Scene, key: str, scheme: str) -> None:
+    guarded.stage.play(chat_answer("hi", usage=USAGE))
+    said = key if scheme == "Bearer" else base64.b64encode(f"me:{key}".encode()).decode()
+    head, sock = connect(guarded, "api.openai.com:443", f"Proxy-Authorization: {scheme} {said}\r\n")
+    sock.close()
+    assert head.startswith(b"HTTP/1.1 200") is (key == KEY)
+    outputs = [head.decode(), guarded.proxy.stderr()]
+    for path in ("/metrics", "/-/config", "/-/ready", "/-/snapshot", "/-/keys"):
+        answer = httpx.get(f"{guarded.proxy.admin}{path}")
+        assert answer.status_code == 200
+        outputs.append(answer.text)
+    assert not [text for text in outputs if key in text or said in text]
 
 
 @pytest.mark.parametrize("target", ["127.0.0.2:443", "10.0.0.1:443", "169.254.169.254:443"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,95 @@ def test_tokens_are_held_and_paid_by_what_was_used(proxy: Proxy, stage: Stage) -
     assert "tokens per minute" in third.error["message"]
 
 
+# the limit that blocks -> its key, what uses it up and is refused next, what the refusal says of it
+# and how long to wait, in seconds
+REFUSALS: dict[str, tuple[str, dict[str, Any], str, tuple[float, float]]] = {
+    "requests": (RPM, {}, "limit of 3 requests per minute is reached", (15, 20)),
+    "tokens": (
+        TPM,
+        {"max_tokens": 850},
+        "limit of 1000 tokens per minute (this request: ",
+        (0, 60),
+    ),
+    "concurrent": (SLOTS, {}, "limit of 2 concurrent requests is reached", (1, 1)),
+    "budget": (BUDGET, {}, "budget of 0.2 USD per month is reached", (0, 31 * 86_400)),
+}
+
+
+@pytest.mark.parametrize("limit", REFUSALS)
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+def test_a_refusal_says_which_limit_and_how_long_in_every_place_that_clients_look(
+    proxy: Proxy, stage: Stage, limit: str, streaming: bool
+) -> None:
+    key, asked, says, (least, most) = REFUSALS[limit]
+    stage.play(chat("Hello", USAGE))
+    with holding(proxy, stage, key, 2 if limit == "concurrent" else 0):
+        answers = [call(proxy, key, stream=streaming, **asked) for _ in range(4)]
+        refused = next(answer for answer in answers if answer.status != 200)
+        again = call(proxy, key, stream=streaming, **asked)
+    assert refused.status == again.status == 429
+    kind = "budget_exceeded" if limit == "budget" else "rate_limit_exceeded"
+    error = refused.error
+    assert (error["type"], error["code"], error["param"]) == (kind, kind, None)
+    assert refused.doc["detail"] == error["message"]
+    assert error["message"].startswith(says)
+    wait_s = refused.doc["retry_after"]
+    assert isinstance(wait_s, float)
+    assert least <= wait_s <= most
+    assert int(refused.headers["retry-after"]) == -(-wait_s // 1)
+    assert int(refused.headers["retry-after-ms"]) == pytest.approx(wait_s * 1000, abs=1)
+    assert (refused.headers.get("x-should-retry") == "false") is (wait_s > 60)
+    told = {name: value for name, value in refused.headers.items() if "ratelimit" in name.lower()}
+    gauges = {"requests": 3, "tokens": 1000}
+    assert {name.lower() for name in told} == {
+        f"x-ratelimit-{part}-{limit}" for part in ("limit", "remaining", "reset") if limit in gauges
+    }
+    if limit in gauges:
+        assert refused.headers[f"x-ratelimit-limit-{limit}"] == str(gauges[limit])
+        assert seconds(refused.headers[f"x-ratelimit-reset-{limit}"]) >= wait_s
+
+
+@contextlib.contextmanager
+def holding(proxy: Proxy, stage: Stage, key: str, calls: int) -> Iterator[None]:
+    """While so many calls are in flight."""
+    plan = stage.event()
+    with contextlib.ExitStack() as stack:
+        for _ in range(calls):
+            stage.play((Until(plan),))
+            seen = len(stage.requests)
+            client = stack.enter_context(socket.create_connection(proxy.address))
+            client.sendall(request_bytes(chat_doc("own/m"), headers=f"x-api-key: {key}\r\n"))
+            arrived_after(stage, seen)
+        yield
+
+
+def arrived_after(stage: Stage, seen: int) -> None:
+    eventually(lambda: len(stage.requests) > seen)
+
+
+def test_a_stream_that_its_reader_left_pays_what_was_said_and_gives_the_rest_back(
+    proxy: Proxy, stage: Stage
+) -> None:
+    stage.play((*chat_stream("one two three four")[:5], Until(stage.event())))
+    body = chat_doc("own/m", stream=True, max_tokens=900)
+    with socket.create_connection(proxy.address) as client:
+        client.sendall(request_bytes(body, headers=f"x-api-key: {TPM}\r\n"))
+        received = b""
+        while b"three" not in received:
+            received += client.recv(65536)
+        assert call(proxy, TPM, max_tokens=300).status == 429  # 900 and the prompt are held
+    (left,) = eventually(lambda: [c for c in proxy.calls() if c.get("disconnected")])
+    used = left["input_tokens"] + left["output_tokens"]
+    assert left["output_tokens"] >= 3
+    stage.play(chat("Hello", USAGE))
+    after = call(proxy, TPM, max_tokens=300)
+    assert after.status == 200
+    held = 300 + len(json.dumps(chat_doc("own/m", max_tokens=300))) // 4
+    refilled = 1000 / 60 * 10  # in the ten seconds this takes at most
+    remaining = int(after.headers["x-ratelimit-remaining-tokens"])
+    assert 1000 - held - used - 10 <= remaining <= 1000 - held - used + refilled + 10
+
+
 def test_a_request_larger_than_its_limit_is_told_that_waiting_will_not_help(
     lasting: Proxy, stage: Stage
 ) -> None:
@@ -134,17 +224,18 @@ def test_calls_at_once_stay_within_the_limit_and_are_never_queued(
 ) -> None:
     free = stage.event()
     stage.play((Until(free), *chat_answer("Hello", usage=USAGE)))
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        calls = [pool.submit(call, lasting, SLOTS, door) for _ in range(6)]
-        refused = eventually(lambda: four_of([each for each in calls if each.done()]))
-        assert [each.result().status for each in refused] == [429] * 4
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        calls = [pool.submit(call, lasting, SLOTS, door) for _ in range(24)]
+        refused = eventually(lambda: all_but_two([each for each in calls if each.done()]))
+        assert [each.result().status for each in refused] == [429] * 22
         stage.set(free)
-        assert sorted(each.result().status for each in calls) == [200, 200, 429, 429, 429, 429]
+        assert sorted(each.result().status for each in calls) == [200] * 2 + [429] * 22
+    assert len(stage.requests) == 2
     assert "concurrent" in refused[0].result().error["message"]
 
 
-def four_of(done: list[Any]) -> list[Any]:
-    return done if len(done) == 4 else []
+def all_but_two(done: list[Any]) -> list[Any]:
+    return done if len(done) == 22 else []
 
 
 def hang_up(proxy: Proxy, stage: Stage, key: str, **more: Any) -> None:
@@ -152,7 +243,7 @@ def hang_up(proxy: Proxy, stage: Stage, key: str, **more: Any) -> None:
     seen = len(stage.requests)
     with socket.create_connection(proxy.address) as client:
         client.sendall(request_bytes(chat_doc("own/m", **more), headers=f"x-api-key: {key}\r\n"))
-        eventually(lambda: len(stage.requests) > seen)
+        arrived_after(stage, seen)
 
 
 def by_path(own: Script, openai: Script) -> Callable[[Request], Script]:

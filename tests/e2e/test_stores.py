@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.testing import Break, Request, Script, chat, chat_stream, error_answer
+from lunar_proxy.testing import Break, Request, Script, chat, chat_answer, chat_stream, error_answer
 from tests.stores.backends import RedisServer
 
 from .guarded import FORMS, TEAM, USAGE, USD, admin, bearer, config
@@ -118,6 +118,55 @@ def test_two_replicas_never_exceed_a_limit_together(
     assert 20 <= statuses.count(200) <= 20 + refilled
 
 
+def test_a_key_revoked_on_one_replica_is_refused_on_every_other(
+    stage: Stage, tmp_path: Path, store: str
+) -> None:
+    stage.play(chat("Hello", USAGE))
+    auth = {"required": True}
+    with (
+        replica(stage, tmp_path / "one", store, auth=auth) as one,
+        replica(stage, tmp_path / "two", store, auth=auth) as two,
+    ):
+        made = admin(one, "/-/keys", {"name": "ann"}).doc
+        for proxy in (one, two):
+            becomes(proxy, made["key"], 200)
+        newer = admin(two, f"/-/keys/{made['id']}/rotate", {"grace_s": 0}).doc["key"]
+        for proxy in (two, one):
+            becomes(proxy, made["key"], 401)
+            becomes(proxy, newer, 200)
+        assert admin(one, f"/-/keys/{made['id']}", method="DELETE").status == 200
+        for proxy in (one, two):
+            becomes(proxy, newer, 401)
+
+
+# One call costs 0.14 USD; its worst case, by its length, is a little more.
+TEN_CALLS = {"usd": 1.4, "per": "total"}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_budget_is_spent_to_the_last_cent_and_not_beyond_by_calls_at_once(
+    stage: Stage, tmp_path: Path, store: str, replicas: int
+) -> None:
+    keys = [{"name": "a", "key": TEAM, "limits": {"budget": TEN_CALLS}}]
+    stage.play(chat("Hello", USAGE))
+    doc = chat_doc("own/m", max_tokens=20) | {"user": "u" * 400}
+    with contextlib.ExitStack() as stack:
+        proxies = [
+            stack.enter_context(replica(stage, tmp_path / f"{n}", store, auth={"keys": keys}))
+            for n in range(replicas)
+        ]
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(8))
+
+        def asked(n: int) -> Any:
+            return ask(proxies[n % replicas].url, doc, headers=bearer(TEAM))
+
+        answers = list(pool.map(asked, range(40)))
+        answers += map(asked, range(12))  # one at a time, so the last cents may go
+        assert [answer.status for answer in answers].count(200) == 10
+        assert sum(map(told, answers)) == Decimal("1.4")
+        eventually(lambda: {spent(proxy) for proxy in proxies} == {Decimal("1.4")})
+
+
 def test_a_spent_budget_outlives_the_process_that_spent_it(
     stage: Stage, tmp_path: Path, store: str
 ) -> None:
@@ -160,6 +209,12 @@ CALLS: list[tuple[Any, dict[str, Any]]] = [
         {"model": "own/m", "stream": True, "fallbacks": ["openai/gpt-4o"]},
     ),
     (error_answer(400), {"model": "own/m"}),
+    (
+        by_provider(
+            (*chat_stream("lost", usage=USAGE)[:2], Break()), chat_answer("Hi", usage=USAGE)
+        ),
+        {"model": "own/m", "fallbacks": ["openai/gpt-4o"]},
+    ),
 ]
 
 
@@ -232,6 +287,40 @@ def test_a_redis_that_hangs_holds_up_one_call_for_a_moment(
         assert sum(wait > 40 for wait in waits) <= 1, waits
         redis_server.thaw()
         eventually(lambda: admin(proxy, "/-/ready").doc["detail"]["store"] == "ok", 10)
+
+
+def test_nothing_tells_the_password_of_a_store(
+    stage: Stage, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """A Redis that wants none refuses it, so it is in every error that could tell it."""
+    secret = "planted-password-of-redis"
+    store = redis_server.url.replace("redis://", f"redis://planted:{secret}@")
+    keys = [{"name": "a", "key": TEAM, "limits": {"requests_per_minute": 1000}}]
+    stage.play(chat("Hello"))
+    outputs = []
+    with replica(stage, tmp_path, store, auth={"keys": keys}) as proxy:
+        for headers in (bearer(TEAM), {}, {"x-api-key": "pk_live_nobody"}):
+            answer = ask(proxy.url, chat_doc("own/m"), headers=headers)
+            outputs += [repr(answer.headers), answer.body.decode()]
+        for path in ("/metrics", "/-/config", "/-/ready", "/-/snapshot", "/-/keys", "/-/usage"):
+            answer = admin(proxy, path)
+            outputs += [repr(answer.headers), answer.body.decode()]
+        assert "redis" in admin(proxy, "/-/ready").doc["detail"]["store"]
+        for asked in (["keys", "list"], ["usage"], ["keys", "create", "--name", "b"]):
+            done = subprocess.run(
+                command(*asked, "--store", store),
+                env=environment(),
+                capture_output=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert done.returncode != 0
+            outputs += [done.stdout.decode(), done.stderr.decode()]
+        checked = subprocess.run(
+            command("check", str(proxy.config)), env=environment(), capture_output=True, check=True
+        )
+        outputs += [checked.stdout.decode(), checked.stderr.decode(), proxy.stderr()]
+    assert not [text for text in outputs if secret in text]
 
 
 def test_a_client_that_leaves_while_redis_decides_holds_no_slot(

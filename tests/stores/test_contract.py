@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.stores import scripts
 from lunar_proxy.stores.base import Entry, KeyRecord, Reservation, Store
+from lunar_proxy.stores.redis import _KEYS
+from lunar_proxy.stores.sqlite import SqliteStore
 
 from .backends import T0, Clock
 
@@ -83,6 +87,33 @@ async def test_another_replica_sees_a_key_made_and_revoked(open_replica: Open) -
 async def test_keys_are_there_after_a_restart(open_replica: Open) -> None:
     await (await open_replica()).save(RECORD)
     assert (await open_replica()).find(RECORD.digest, T0) == RECORD
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("spoilt", [b"{", b"[]", b'{"id": "key_0"}', b'{"limits": 7}'])
+async def test_one_record_that_cannot_be_read_hides_no_other(
+    open_replica: Open, spoilt: bytes
+) -> None:
+    """It may be from a later version, or half a restored backup: revocations must come through."""
+    one, two = await open_replica(tick_s=0.01), await open_replica(tick_s=0.01)
+    await save_as(spoilt, one)
+    await one.save(RECORD)
+    await eventually(lambda: two.find(RECORD.digest, T0) == RECORD)
+    await one.save(replace(RECORD, revoked_at=T0))
+    await eventually(lambda: getattr(two.find(RECORD.digest, T0), "revoked_at", None) == T0)
+    assert [key.id for key in await one.keys()] == ["key_1"]
+    assert two.degraded is None
+    assert (await open_replica()).find(RECORD.digest, T0) is not None
+
+
+async def save_as(data: bytes, store: Any) -> None:
+    """Put a record in the store that is not one of ours."""
+    record = replace(RECORD, id="key_0")
+    if isinstance(store, SqliteStore):
+        sql = "INSERT INTO keys (id, version, record) VALUES (?, 1, ?)"
+        await store._ask(lambda db: db.execute(sql, (record.id, data.decode())))
+    else:
+        await store._pipe.run(scripts.SAVE_KEY, _KEYS, record.id, data)
 
 
 # --- limits -----------------------------------------------------------------------------------
@@ -168,7 +199,7 @@ async def test_a_caller_that_went_away_while_asking_holds_nothing(
 async def test_replicas_share_every_limit_exactly(open_replica: Open, clock: Clock) -> None:
     replicas = [await open_replica() for _ in range(3)]
     limits = Limits(100, 5000, 40, Budget(Decimal(1), "month"))
-    asks = [Reservation("s", limits, Ask(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
 
     async def call(n: int) -> bool:
         return (await ask(replicas[n % 3], asks[n], clock())).allowed
@@ -178,7 +209,7 @@ async def test_replicas_share_every_limit_exactly(open_replica: Open, clock: Clo
         replicas[n % 3].settle(reservation, 100, Decimal("0.001"), clock())
     for store in replicas:  # each sees its own settles, all of them those of all
         await ask(store, Reservation("another", limits), clock())
-    asks = [Reservation("s", limits, Ask(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
     assert sum(await asyncio.gather(*(call(n) for n in range(150)))) == 10  # tokens: 50 in all
 
 
@@ -261,7 +292,7 @@ async def test_absurd_numbers_are_refused_or_counted_and_never_fail(
 ) -> None:
     store = await open_replica()
     limits = Limits(requests_per_minute=10, budget=Budget(Decimal(5), "total"))
-    reservation = Reservation("s", limits, Ask(10**30, Decimal(10) ** 30))
+    reservation = Reservation("s", limits, Ask.of(10**30, Decimal(10) ** 30))
     assert (await ask(store, reservation, clock())).allowed  # alone, and there is no token limit
     store.settle(reservation, 10**30, Decimal(10) ** 30, clock())
     refused = await ask(store, Reservation("s", limits), clock())

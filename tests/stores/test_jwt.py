@@ -263,6 +263,34 @@ async def test_a_rotated_key_is_fetched_when_it_is_first_met(clock: Clock) -> No
     assert issuer.fetched == 2
 
 
+async def test_a_key_published_right_after_the_set_was_read_is_met_all_the_same(
+    clock: Clock,
+) -> None:
+    issuer = Issuer("rsa")
+    checks = verifier(issuer, clock)
+    await checks.start()
+    issuer.answer = jwks("rsa", "rsa2")
+    clock.advance(1)
+    assert (await checks.verify(token("rsa2"))).name == "ann"
+    for n in range(5):  # but that was this minute's
+        with pytest.raises(Unauthorized):
+            await checks.verify(token("rsa3", kid=f"kid{n}"))
+    assert issuer.fetched == 2
+
+
+async def test_an_outage_is_met_once_a_minute_too(clock: Clock) -> None:
+    issuer = Issuer("rsa")
+    checks = verifier(issuer, clock)
+    await checks.start()
+    issuer.answer = OSError("down")
+    for minute in range(3):
+        for n in range(5):
+            with pytest.raises(Unauthorized):
+                await checks.verify(token("rsa2", kid=f"kid{n}"))
+        assert issuer.fetched == 2 + minute
+        clock.advance(60)
+
+
 async def test_a_withdrawn_key_is_noticed_even_by_tokens_that_were_verified(clock: Clock) -> None:
     issuer = Issuer("rsa", "rsa2")
     checks = verifier(issuer, clock)

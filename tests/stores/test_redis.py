@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 
 import pytest
+import uvloop
 
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.stores import scripts
 from lunar_proxy.stores.base import Entry, KeyRecord, Reservation
+from lunar_proxy.stores.pipe import _sha
 from lunar_proxy.stores.redis import RedisStore
 
 from .backends import T0, Clock, RedisServer
@@ -55,6 +59,24 @@ async def test_a_frozen_redis_costs_one_deadline_and_then_nothing(
     redis_server.thaw()
     await until(store, degraded=False)
     assert not (await ask(store, Reservation("s", LIMITS))).degraded
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_was_held_up_itself_does_not_blame_redis(
+    redis_server: RedisServer, clock: Clock, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def held_up() -> None:
+        store = RedisStore(redis_server.url, clock, tick_s=1e6, deadline_s=0.05)
+        await store.start()
+        asked = [asyncio.ensure_future(ask(store, Reservation("s", LIMITS))) for _ in range(5)]
+        await asyncio.sleep(0)  # they are on their way
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - as a long JSON document or the collector would
+        assert not any(verdict.degraded for verdict in await asyncio.gather(*asked))
+        await store.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(held_up())
 
 
 async def test_a_killed_redis_fails_no_call_and_is_used_again_when_it_is_back(
@@ -108,7 +130,7 @@ async def test_what_was_spent_without_redis_is_charged_when_it_is_back(
 ) -> None:
     limits = Limits(budget=Budget(Decimal(1), "total"))
     redis_server.freeze()
-    reservation = Reservation("s", limits, Ask(usd=Decimal("0.1")))
+    reservation = Reservation("s", limits, Ask.of(usd=Decimal("0.1")))
     assert (await ask(store, reservation)).degraded
     store.settle(reservation, 0, Decimal(1), T0)
     redis_server.thaw()
@@ -144,6 +166,97 @@ async def test_rows_of_an_outage_are_added_once(
     await until(store, degraded=False)
     (spend,) = await store.query(T0, "key")
     assert (spend.requests, spend.cost) == (11, 11)
+
+
+async def test_no_decision_waits_behind_a_look_at_the_ledger(
+    redis_server: RedisServer, clock: Clock
+) -> None:
+    store = RedisStore(redis_server.url, clock, tick_s=1e6, deadline_s=5)
+    await store.start()
+    hour = int(T0) // 3600 * 3600
+    hours = [hour - 3600 * n for n in range(50)]
+    store.add(Entry(at, f"k{n}", "openai", "m", 1, cost=1) for at in hours for n in range(200))
+    query = asyncio.ensure_future(store.query(hours[-1], "key"))
+    while store._ledger or store._batches:  # noqa: ASYNC110 - it is written first
+        await asyncio.sleep(0)
+    for _ in range(5):
+        assert not (await ask(store, Reservation("s", LIMITS))).degraded
+    assert not query.done()
+    assert sum(spend.cost for spend in await query) == 10_000
+    await store.close()
+
+
+async def test_a_ledger_that_cannot_be_read_leaves_the_limits_shared(
+    store: RedisStore, redis_server: RedisServer
+) -> None:
+    hour = int(T0) // 3600 * 3600
+    await _command(redis_server, f"SET lunar:{{ledger}}:{hour} nonsense")
+    await _command(redis_server, f"ZADD lunar:{{ledger}}:hours {hour} {hour}")
+    with pytest.raises(StoreUnavailable):
+        await store.query(T0, "key")
+    assert store.degraded is None
+
+
+async def test_a_redis_that_is_quick_only_when_it_is_probed_is_left_alone_for_longer_each_time(
+    redis_server: RedisServer, clock: Clock
+) -> None:
+    async with slow_to_decide(redis_server) as url:
+        store = RedisStore(url, clock, tick_s=0.01, deadline_s=0.02)
+        await store.start()
+        for _ in range(100):
+            assert (await ask(store, Reservation("s", LIMITS))).allowed
+            await asyncio.sleep(0.01)
+        assert 2 <= store.failures <= 8  # of 100 calls
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def slow_to_decide(redis_server: RedisServer) -> AsyncIterator[str]:
+    """In front of a Redis: a connection works until it carries a `take`, and then hangs."""
+    relays: set[asyncio.Task[None]] = set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        relays.add(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            await _relay_until(f"EVALSHA\r\n$40\r\n{_sha(scripts.TAKE)}", reader, writer)
+        writer.close()
+
+    async def _relay_until(
+        stop: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        answers, back = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        answering = asyncio.ensure_future(_pass_on(answers, writer))
+        try:
+            while (data := await reader.read(65536)) and stop.encode() not in data:
+                back.write(data)
+            while data:
+                data = await reader.read(65536)
+        finally:
+            answering.cancel()
+            back.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1")
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+    for task in relays:
+        task.cancel()
+    await asyncio.wait(relays)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+
+
+async def _command(redis_server: RedisServer, line: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+    writer.write(line.encode() + b"\r\n")
+    answer = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 async def test_keys_known_before_an_outage_stay_known(

@@ -67,7 +67,7 @@ async def test_lua_and_python_decide_alike(
         now += gap
         usd = Decimal(units) / 10**10
         if what == "take":
-            mine, theirs = (Reservation(subject, limits, Ask(tokens, usd)) for _ in range(2))
+            mine, theirs = (Reservation(subject, limits, Ask.of(tokens, usd)) for _ in range(2))
             assert await decided(store, theirs, now) == here.take(mine, now)
             held += [(mine, theirs)] * mine.held
         elif held:

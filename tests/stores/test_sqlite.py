@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Budget, Limits, Verdict
-from lunar_proxy.stores.base import Entry, Reservation
+from lunar_proxy.stores.base import Entry, KeyRecord, Reservation
 from lunar_proxy.stores.sqlite import SqliteStore
 
 from .backends import T0, Clock
@@ -87,6 +88,22 @@ async def test_a_locked_file_is_said_and_what_was_to_be_written_is_written_later
     async with asyncio.timeout(5):
         while (await ask(store, Reservation("s", LIMITS))).allowed:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
+
+
+async def test_what_cannot_be_written_keeps_nobody_from_a_revoked_key(
+    store: SqliteStore, path: Path, clock: Clock
+) -> None:
+    record = KeyRecord("key_1", "team-a", "d" * 64, "pk_live_aaaa")
+    store.add([Entry(int(T0) // 3600 * 3600, "a", "openai", "m", 1, cost=2**64)])
+    await until(store, degraded=True)
+    other = SqliteStore(str(path), clock, tick_s=1e6)
+    await other.start()
+    for known in (record, replace(record, revoked_at=T0)):
+        await other.save(known)
+        async with asyncio.timeout(5):
+            while store.find(record.digest, T0) != known:  # noqa: ASYNC110 - it polls by itself
+                await asyncio.sleep(0.01)
+    await other.close()
 
 
 @pytest.mark.parametrize("content", [b"this is not a database, it is a text file" * 100, None])
