@@ -341,7 +341,7 @@ class Carrier:
             (b"x-lunar-provider", self.target.provider.encode()),
             (b"x-lunar-attempts", b"%d" % self._calls),
             (b"x-lunar-fallback-index", b"%d" % self.index),
-            (b"x-lunar-overhead-ms", b"%.3f" % max(0.0, overhead_ms)),
+            (b"x-lunar-overhead-ms", b"%.3f" % (overhead_ms if overhead_ms > 0 else 0.0)),
         ]
         if model_id := self.engine.directory.model_id(self.target):
             headers.append((b"x-lunar-model", _field_value(model_id)))

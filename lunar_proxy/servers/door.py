@@ -262,15 +262,9 @@ class Door(asyncio.Protocol):
     def _serve(self, body: bytes) -> None:
         head = self._head
         assert head is not None
+        now = self._doorway.now()
         incoming = Incoming(
-            method=b"POST",
-            path=head.path,
-            query=b"",
-            fields=head.fields,
-            body=body,
-            client=self._peer,
-            accepted_at=self._doorway.now(),
-            via=self._doorway.via,
+            b"POST", head.path, b"", head.fields, body, self._peer, now, via=self._doorway.via
         )
         self._stop_watching()
         self._call = Drive(self._run(incoming), name="call")
