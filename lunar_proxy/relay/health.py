@@ -8,7 +8,7 @@ Speed and error rate are exponentially weighted, so that an old bad minute fades
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -19,6 +19,7 @@ from lunar_proxy.core.errors import (
     ProxyError,
     UnknownModel,
 )
+from lunar_proxy.core.keyring import Keyring
 from lunar_proxy.core.model import Target
 
 # A sample's weight: the last twenty or so calls make the picture.
@@ -71,6 +72,7 @@ class Health:
         self.breaker = breaker
         self._now = now
         self._records: dict[Target, Record] = {}
+        self._keyring = Keyring()
 
     def of(self, target: Target) -> Record:
         record = self._records.get(target)
@@ -102,8 +104,14 @@ class Health:
         waited = self._now() - record.opened_at
         return max(1.0, self.breaker.open_s - waited)
 
-    def succeeded(self, target: Target, ttft_s: float | None) -> None:
+    def keys_in_turn(self, target: Target, keys: Sequence[bytes]) -> Sequence[int]:
+        """The places of the provider's keys, in the order in which to try them."""
+        return self._keyring.in_turn(target.provider, keys, self._now())
+
+    def succeeded(self, target: Target, ttft_s: float | None, key: bytes | None = None) -> None:
         record = self.of(target)
+        if key is not None:
+            self._keyring.succeeded(target.provider, key)
         record.error_rate = _blend(record.error_rate, 0.0)
         if ttft_s is not None:
             record.ttft_s = _blend(record.ttft_s, ttft_s)
@@ -112,9 +120,13 @@ class Health:
         if record.state is not State.CLOSED:
             self._close(record)
 
-    def failed(self, target: Target, error: ProxyError) -> None:
+    def failed(self, target: Target, error: ProxyError, key: bytes | None = None) -> None:
+        """`key`: the one of ours that it was asked with, which may be what is at fault."""
         record = self.of(target)
         record.probing = False
+        if key is not None:
+            usual_s = self.breaker.open_s
+            self._keyring.failed(target.provider, key, error, self._now(), usual_s)
         if isinstance(error, KeyRefused):
             record.key_refused = True
         if error.blame is not Blame.UPSTREAM or isinstance(error, _NOT_COUNTED):
