@@ -86,6 +86,8 @@ class Exchange:
     tries: int = field(init=False, default=0)  # on the target at `index`, key rotations not counted
     _keys: Sequence[int] = field(init=False, default=(0,))  # of that target, the one in use first
     _last: ProxyError | None = field(init=False, default=None)
+    # What ended the answer that the client has begun to read.
+    _broke: ProxyError | None = field(init=False, default=None)
     _open_for_s: tuple[float, ...] = field(init=False, default=())
 
     def start(self, now: float) -> Step:
@@ -175,9 +177,17 @@ class Exchange:
         return full * (0.5 + draw / 2)
 
     def _recover(self, error: ProxyError, now: float) -> Step:
-        spliceable = self.rules.splice and error.moves_on
+        """To the next target, if it may go on with what the client has; else the end of it.
+
+        A target that was asked to go on and said no never spoke to this client: its no neither
+        stops the walk nor is what the client is told.
+        """
+        said_no = isinstance(error, ProviderError) and not error.moves_on
+        if not said_no or self._broke is None:
+            self._broke = error
+        spliceable = self.rules.splice and (error.moves_on or said_no)
         if not spliceable or now >= self.deadline or self.index + 1 >= len(self.plan):
-            return Refuse(error)
+            return Refuse(self._broke)
         self._go_to(self.index + 1)
         return Resume(self.plan[self.index], self.index, self._keys[0])
 

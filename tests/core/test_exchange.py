@@ -197,6 +197,34 @@ def test_splice_goes_on_with_the_next_target_after_the_commit() -> None:
     assert walk.failed(last, 2) == Refuse(last)
 
 
+SAYS_NO: dict[str, ProxyError] = {
+    "to the request": Refused("x", status=400),
+    "to its length": ContextTooLong("x", status=400),
+    "to our key": KeyRefused("x", status=401),
+    "to the model": UnknownModel("x", status=404),
+    "for now": busy(429, 1.0),
+}
+
+
+@pytest.mark.parametrize("error", SAYS_NO.values(), ids=SAYS_NO)
+def test_splice_goes_past_a_target_that_says_no(error: ProxyError) -> None:
+    walk = exchange(A, B, C, rules=replace(RULES, splice=True))
+    walk.start(0)
+    walk.commit()
+    assert walk.failed(StreamBroken("cut"), 1) == Resume(B, 1)
+    assert walk.failed(error, 2) == Resume(C, 2)
+
+
+def test_a_no_to_going_on_does_not_hide_what_broke_the_answer() -> None:
+    """LESSONS 4: the client never asked for that, and cannot act on it."""
+    broken, refused = StreamBroken("cut"), Refused("x", status=400)
+    walk = exchange(A, B, rules=replace(RULES, splice=True))
+    walk.start(0)
+    walk.commit()
+    walk.failed(broken, 1)
+    assert walk.failed(refused, 2) == Refuse(broken)
+
+
 def test_targets_with_an_open_breaker_are_passed_over() -> None:
     walk = exchange(A, B)
     walk.start(0)
