@@ -8,11 +8,13 @@ BENCH_ARGS ?= --rounds 4 --nice -8
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian packages by the command each provides: the tests start a real Redis, and make certificates.
-TOOLS := redis-server:redis-server curl:curl openssl:openssl
+# Debian packages by the command each provides: the tests start a real Redis, make certificates, and
+# run an application under Node.
+TOOLS := redis-server:redis-server curl:curl openssl:openssl node:nodejs npm:npm
+NODE_APP := tests/e2e/node
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev tools lint types imports unit test readme bench clean
+.PHONY: help run install dev node tools lint types imports unit test readme bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +26,9 @@ install: $(VENV)/.installed ## only make .venv and install the package into it
 
 dev: $(VENV)/.dev ## also install what the tests need
 
-test: $(VENV)/.dev tools lint types imports unit ## everything .ci/run runs
+node: tools $(NODE_APP)/node_modules/.installed ## what the tests run under Node, from npm
+
+test: $(VENV)/.dev node lint types imports unit ## everything .ci/run runs
 
 lint: $(VENV)/.dev ## ruff: rules and layout
 	$(BIN)/ruff check
@@ -50,7 +54,7 @@ bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR
 	  --start 'lunar=env UPSTREAM={upstream} $(abspath $(BIN))/lunar-proxy serve --config $(CURDIR)/tests/bench.yaml --listen 127.0.0.1:{port} --admin 127.0.0.1:0'
 
 clean: ## remove .venv and all caches
-	rm -rf $(VENV) $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
+	rm -rf $(VENV) $(NODE_APP)/node_modules $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
 
 tools:
 	@.ci/packages $(TOOLS)
@@ -67,4 +71,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(NODE_APP)/node_modules/.installed: $(NODE_APP)/package-lock.json
+	@echo "installing what the tests run under Node"
+	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(NODE_APP)
 	@touch $@
