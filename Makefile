@@ -6,18 +6,22 @@ BENCH ?= ../shared/proxybench
 BENCH_WORK ?= .bench
 BENCH_ARGS ?= --rounds 4 --nice -8
 
+TUNNELS ?= 10000
+
 VENV := .venv
 BIN := $(VENV)/bin
+# Apart, because it pins the versions of what we depend on too.
+MITMPROXY := $(BENCH_WORK)/mitmproxy
 # Debian packages by the command each provides: the tests start a real Redis, make certificates, and
 # run an application under Node.
 TOOLS := redis-server:redis-server curl:curl openssl:openssl node:nodejs npm:npm
 NODE_APP := tests/e2e/node
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev node tools lint types imports unit test readme bench clean
+.PHONY: help run install dev node tools lint types imports unit test readme bench bench-connect bench-tunnels clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## the proxy with its demo provider; no key, no network needed (ARGS="--listen 127.0.0.1:9000")
 	$(BIN)/lunar-proxy serve --demo $(ARGS)
@@ -53,6 +57,12 @@ bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR
 	  --contestants direct,nginx,aiohttp-uvloop,lunar \
 	  --start 'lunar=env UPSTREAM={upstream} $(abspath $(BIN))/lunar-proxy serve --config $(CURDIR)/tests/bench.yaml --listen 127.0.0.1:{port} --admin 127.0.0.1:0'
 
+bench-connect: $(VENV)/.installed $(MITMPROXY)/bin/mitmdump ## HTTPS_PROXY: opened and blind connections, and mitmproxy's (BENCH=DIR)
+	$(BIN)/python tests/bench_https_proxy.py --proxybench $(BENCH) --mitmdump $(MITMPROXY)/bin/mitmdump
+
+bench-tunnels: $(VENV)/.installed ## what idle tunnels cost (TUNNELS=10000)
+	$(BIN)/python tests/bench_tunnels.py $(TUNNELS)
+
 clean: ## remove .venv and all caches
 	rm -rf $(VENV) $(NODE_APP)/node_modules $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
 
@@ -77,3 +87,7 @@ $(NODE_APP)/node_modules/.installed: $(NODE_APP)/package-lock.json
 	@echo "installing what the tests run under Node"
 	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(NODE_APP)
 	@touch $@
+
+$(MITMPROXY)/bin/mitmdump:
+	@.ci/python $(PYTHON) $(MITMPROXY)
+	@$(MITMPROXY)/bin/pip install --quiet --disable-pip-version-check mitmproxy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -177,6 +179,19 @@ def test_help_and_version() -> None:
     assert "serve" in run("--help").stdout
     assert "--demo" in run("serve", "--help").stdout
     assert run("--version").stdout.startswith("lunar-proxy ")
+
+
+def test_it_takes_more_connections_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        try:
+            proxy = held.enter_context(serving(tmp_path, None, "--demo"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(150):
+            held.enter_context(socket.create_connection(proxy.address, timeout=PATIENCE_S))
+        assert ask(proxy.url, chat("demo/echo")).status == 200
 
 
 def test_two_hundred_calls_at_once_are_all_answered(proxy: Proxy, stage: Stage) -> None:
