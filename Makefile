@@ -7,6 +7,9 @@ BENCH_WORK ?= .bench
 BENCH_ARGS ?= --rounds 4 --nice -8
 
 TUNNELS ?= 10000
+# Much of a test is waiting for processes to start and for timers, so there are more than cores. A
+# file stays together: its tests share a running proxy.
+JOBS ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,8 +47,8 @@ types: $(VENV)/.dev ## mypy --strict
 imports: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream")
-	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
+unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream"; JOBS=0: in one process, for a debugger)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
 
 readme: $(VENV)/.installed ## write the settings table of README.md
 	$(BIN)/python .ci/readme.py
