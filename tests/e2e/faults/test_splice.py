@@ -98,7 +98,8 @@ def test_a_broken_stream_goes_on_where_it_broke(
     answer = scene.ask(api, fault.provider, "b", stream=True, door=door)
     goes_on(answer, api, text)
     assert len(scene.asked(fault.provider)) == len(scene.asked("b")) == 1
-    assert scene.asked("b")[0].doc["stream"] is True
+    (first,), (second,) = scene.asked(fault.provider), scene.asked("b")
+    assert second.body == first.body  # no answer begun for it, which many models refuse
 
 
 WORDS = {
