@@ -48,7 +48,8 @@ imports: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream"; JOBS=0: in one process, for a debugger)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
 
 readme: $(VENV)/.installed ## write the settings table of README.md
 	$(BIN)/python .ci/readme.py
