@@ -62,7 +62,7 @@ bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR
 	  --start 'lunar=env UPSTREAM={upstream} $(abspath $(BIN))/lunar-proxy serve --config $(CURDIR)/tests/bench.yaml --listen 127.0.0.1:{port} --admin 127.0.0.1:0'
 
 bench-connect: $(VENV)/.installed $(MITMPROXY)/bin/mitmdump ## HTTPS_PROXY: opened and blind connections, and mitmproxy's (BENCH=DIR)
-	$(BIN)/python tests/bench_https_proxy.py --proxybench $(BENCH) --mitmdump $(MITMPROXY)/bin/mitmdump
+	$(BIN)/python tests/bench_https_proxy.py --proxybench $(BENCH) --mitmdump $(MITMPROXY)/bin/mitmdump --rounds 8
 
 bench-tunnels: $(VENV)/.installed ## what idle tunnels cost (TUNNELS=10000)
 	$(BIN)/python tests/bench_tunnels.py $(TUNNELS)
