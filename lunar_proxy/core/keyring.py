@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .errors import KeyRefused, ProxyError, UpstreamBusy
 
-_ONLY = (0,)
+ONE_PLACE = (0,)
 
 
 def is_about_the_key(error: ProxyError) -> bool:
@@ -33,7 +33,7 @@ class Keyring:
     def in_turn(self, provider: str, keys: Sequence[bytes], now: float) -> Sequence[int]:
         """The places of `keys` in the order in which to try them; of no key at all, one place."""
         if len(keys) < 2:
-            return _ONLY
+            return ONE_PLACE
         if not self._back_at:
             return range(len(keys))
         waits = [max(0.0, self._back_at.get((provider, key), now) - now) for key in keys]

@@ -19,7 +19,7 @@ from lunar_proxy.core.errors import (
     ProxyError,
     UnknownModel,
 )
-from lunar_proxy.core.keyring import Keyring
+from lunar_proxy.core.keyring import ONE_PLACE, Keyring
 from lunar_proxy.core.model import Target
 
 # A sample's weight: the last twenty or so calls make the picture.
@@ -110,6 +110,8 @@ class Health:
 
     def keys_in_turn(self, target: Target, keys: Sequence[bytes]) -> Sequence[int]:
         """The places of the provider's keys, in the order in which to try them."""
+        if len(keys) < 2:
+            return ONE_PLACE
         return self._keyring.in_turn(target.provider, keys, self._now())
 
     def succeeded(self, target: Target, ttft_s: float | None, key: bytes | None = None) -> None:
