@@ -6,13 +6,23 @@ BENCH ?= ../shared/proxybench
 BENCH_WORK ?= .bench
 BENCH_ARGS ?= --rounds 4 --nice -8
 
+TUNNELS ?= 10000
+# Much of a test is waiting for processes to start and for timers, so there are more than cores. A
+# file stays together: its tests share a running proxy.
+JOBS ?= 4
+
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian packages by the command each provides: the tests start a real Redis, and make certificates.
-TOOLS := redis-server:redis-server curl:curl openssl:openssl
+# Apart, because it pins the versions of what we depend on too.
+MITMPROXY := $(BENCH_WORK)/mitmproxy
+# Debian packages by the command each provides: the tests start a real Redis, make certificates, and
+# run an application under Node.
+TOOLS := redis-server:redis-server curl:curl openssl:openssl node:nodejs npm:npm
+NODE_APP := tests/e2e/node
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev tools lint types imports unit test readme bench bench-admission clean
+.PHONY: help run install dev node tools lint types imports unit test readme \
+  bench bench-admission bench-connect bench-tunnels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +34,9 @@ install: $(VENV)/.installed ## only make .venv and install the package into it
 
 dev: $(VENV)/.dev ## also install what the tests need
 
-test: $(VENV)/.dev tools lint types imports unit ## everything .ci/run runs
+node: tools $(NODE_APP)/node_modules/.installed ## what the tests run under Node, from npm
+
+test: $(VENV)/.dev node lint types imports unit ## everything .ci/run runs
 
 lint: $(VENV)/.dev ## ruff: rules and layout
 	$(BIN)/ruff check
@@ -36,8 +48,9 @@ types: $(VENV)/.dev ## mypy --strict
 imports: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream")
-	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
+unit: $(VENV)/.dev ## pytest with branch coverage (ARGS="-k stream"; JOBS=0: in one process, for a debugger)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-branch --cov-report=term --durations=15 $(ARGS)
 
 readme: $(VENV)/.installed ## write the settings table of README.md
 	$(BIN)/python .ci/readme.py
@@ -52,8 +65,14 @@ bench: $(VENV)/.installed ## ratios to a bare aiohttp relay and nginx (BENCH=DIR
 bench-admission: $(VENV)/.dev tools ## what keys, limits and settlement cost a call, in memory and with Redis
 	$(BIN)/python tests/bench_admission.py $(ARGS)
 
+bench-connect: $(VENV)/.installed $(MITMPROXY)/bin/mitmdump ## HTTPS_PROXY: opened and blind connections, and mitmproxy's (BENCH=DIR)
+	$(BIN)/python tests/bench_https_proxy.py --proxybench $(BENCH) --mitmdump $(MITMPROXY)/bin/mitmdump --rounds 8
+
+bench-tunnels: $(VENV)/.installed ## what idle tunnels cost (TUNNELS=10000)
+	$(BIN)/python tests/bench_tunnels.py $(TUNNELS)
+
 clean: ## remove .venv and all caches
-	rm -rf $(VENV) $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
+	rm -rf $(VENV) $(NODE_APP)/node_modules $(BENCH_WORK) .coverage* .hypothesis .*_cache build *.egg-info
 
 tools:
 	@.ci/packages $(TOOLS)
@@ -71,3 +90,12 @@ $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+$(NODE_APP)/node_modules/.installed: $(NODE_APP)/package-lock.json
+	@echo "installing what the tests run under Node"
+	@npm ci --silent --no-audit --no-fund --ignore-scripts --prefix $(NODE_APP)
+	@touch $@
+
+$(MITMPROXY)/bin/mitmdump:
+	@.ci/python $(PYTHON) $(MITMPROXY)
+	@$(MITMPROXY)/bin/pip install --quiet --disable-pip-version-check mitmproxy

@@ -673,10 +673,12 @@ def _san(name: str) -> Any:
 
 
 def dead_url() -> str:
-    """A URL where nobody listens: connecting is refused."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+    """A URL where nobody listens: connecting is refused, for as long as this process runs."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    sock.detach()  # never closed, so that nobody else is given the port
+    return f"http://127.0.0.1:{port}"
 
 
 def call(**changes: Any) -> Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -52,9 +53,23 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     _configure_logging(config)
+    _allow_many_connections()
     if config.workers > 1:
         return _exit_code(lambda: _supervise(source, config))
     return _exit_code(lambda: _work(source, config))
+
+
+def _allow_many_connections() -> None:
+    """Every connection is an open file, a tunnel two. The usual soft limit, 1024, is there for
+    programs that use select(); servers raise it to the hard one, which is the administrator's."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS calls its hard limit infinite and refuses it.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit_code(serve: Callable[[], int]) -> int:

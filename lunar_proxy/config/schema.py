@@ -283,7 +283,10 @@ class Provider(Model):
         description="Null: from the environment (`ID_API_KEY`). Empty: the provider is off.",
     )
     api_keys: tuple[SecretText, ...] | None = Field(
-        default=None, description="Several keys, used in turn, instead of `api_key`."
+        default=None,
+        description="Several keys instead of `api_key`. One that is refused (401, 402, 403) rests "
+        "for `breaker.open_s`, one without quota (429) for as long as the provider says; "
+        "meanwhile the next ones come first.",
     )
     models: tuple[Text, ...] | None = Field(
         default=None,

@@ -236,7 +236,7 @@ class InBandError(ProviderError):
 
 
 class KeyRefused(ProviderError):
-    """401 or 403 for our key: the target is degraded until someone mends the key."""
+    """Our key is unknown, without credit or not allowed: degraded until someone mends it."""
 
     code = "upstream_key_refused"
 

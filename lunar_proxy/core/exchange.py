@@ -22,18 +22,17 @@ from typing import NamedTuple
 
 from .errors import (
     ContextTooLong,
-    KeyRefused,
     NoHealthyTarget,
     ProviderError,
     ProxyError,
     TotalTimeout,
-    UpstreamBusy,
 )
+from .keyring import is_about_the_key
 from .model import Target
 
 
 class Send(NamedTuple):
-    """Ask this target, after `delay_s`; `key` counts the provider's keys already refused."""
+    """Ask this target, after `delay_s`, with the provider's key at the place `key`."""
 
     target: Target
     index: int  # type: ignore[assignment]
@@ -46,6 +45,7 @@ class Resume(NamedTuple):
 
     target: Target
     index: int  # type: ignore[assignment]
+    key: int = 0
 
 
 class Refuse(NamedTuple):
@@ -70,18 +70,24 @@ class Rules:
 
 @dataclass
 class Exchange:
-    """One call's walk along its plan. `keys` and `window` answer from the compiled config."""
+    """One call's walk along its plan.
+
+    `keys` gives the places of a target's keys in the order to try them, never none; `window` its
+    context window in tokens, where that is known.
+    """
 
     plan: Sequence[Target]
     rules: Rules
     deadline: float  # monotonic seconds; over the whole chain
-    keys: Callable[[Target], int] = field(default=lambda _target: 1)
+    keys: Callable[[Target], Sequence[int]] = field(default=lambda _target: (0,))
     window: Callable[[Target], int | None] = field(default=lambda _target: None)
     committed: bool = field(init=False, default=False)
     index: int = field(init=False, default=0)
     tries: int = field(init=False, default=0)  # on the target at `index`, key rotations not counted
-    key: int = field(init=False, default=0)
+    _keys: Sequence[int] = field(init=False, default=(0,))  # of that target, the one in use first
     _last: ProxyError | None = field(init=False, default=None)
+    # What ended the answer that the client has begun to read.
+    _broke: ProxyError | None = field(init=False, default=None)
     _open_for_s: tuple[float, ...] = field(init=False, default=())
 
     def start(self, now: float) -> Step:
@@ -100,14 +106,14 @@ class Exchange:
             return self._recover(error, now)
         if now >= self.deadline:
             return Refuse(self._out_of_time())
-        if self._another_key(error):
-            self.key += 1
-            return Send(self.plan[self.index], self.index, key=self.key)
+        if is_about_the_key(error) and len(self._keys) > 1:
+            self._keys = self._keys[1:]
+            return self._ask()
         if error.retryable and self.tries < self.rules.attempts:
             delay = self._delay(error, draw)
             if delay is not None and now + delay < self.deadline:
                 self.tries += 1
-                return Send(self.plan[self.index], self.index, delay, self.key)
+                return self._ask(delay)
         if isinstance(error, ContextTooLong):
             return self._larger(error)
         return self._next(now) if error.moves_on else Refuse(error)
@@ -116,8 +122,9 @@ class Exchange:
         """The target to ask beside the present one; if both fail, the walk goes on behind it."""
         if self.committed or self.index + 1 >= len(self.plan):
             return None
-        self.index, self.tries, self.key = self.index + 1, self.rules.attempts, 0
-        return Send(self.plan[self.index], self.index)
+        self._go_to(self.index + 1)
+        self.tries = self.rules.attempts
+        return self._ask()
 
     def place(self, target: Target) -> int:
         return self.plan.index(target)
@@ -132,8 +139,16 @@ class Exchange:
     def _send(self, now: float) -> Step:
         if now >= self.deadline:
             return Refuse(self._out_of_time())
-        self.tries, self.key = 1, 0
-        return Send(self.plan[self.index], self.index)
+        # What every call does, so without `_go_to` and `_ask`.
+        target = self.plan[self.index]
+        self.tries, self._keys = 1, self.keys(target)
+        return Send(target, self.index, 0.0, self._keys[0])
+
+    def _ask(self, delay_s: float = 0.0) -> Send:
+        return Send(self.plan[self.index], self.index, delay_s, self._keys[0])
+
+    def _go_to(self, index: int) -> None:
+        self.index, self.tries, self._keys = index, 1, self.keys(self.plan[index])
 
     def _next(self, now: float) -> Step:
         if self.index + 1 >= len(self.plan):
@@ -147,16 +162,9 @@ class Exchange:
         for index in range(self.index + 1, len(self.plan)):
             there = self.window(self.plan[index])
             if here is not None and there is not None and there > here:
-                self.index, self.tries, self.key = index, 1, 0
-                return Send(self.plan[index], index)
+                self._go_to(index)
+                return self._ask()
         return Refuse(error)
-
-    def _another_key(self, error: ProxyError) -> bool:
-        """A provider's other keys may have quota, or be valid, where this one is not."""
-        spent = isinstance(error, UpstreamBusy) and error.provider_status == 429
-        if not (spent or isinstance(error, KeyRefused)):
-            return False
-        return self.key + 1 < self.keys(self.plan[self.index])
 
     def _delay(self, error: ProxyError, draw: float) -> float | None:
         """Seconds before the same target is tried again; None: it asks for more than the cap.
@@ -171,11 +179,19 @@ class Exchange:
         return full * (0.5 + draw / 2)
 
     def _recover(self, error: ProxyError, now: float) -> Step:
-        spliceable = self.rules.splice and error.moves_on
+        """To the next target, if it may go on with what the client has; else the end of it.
+
+        A target that was asked to go on and said no never spoke to this client: its no neither
+        stops the walk nor is what the client is told.
+        """
+        said_no = isinstance(error, ProviderError) and not error.moves_on
+        if not said_no or self._broke is None:
+            self._broke = error
+        spliceable = self.rules.splice and (error.moves_on or said_no)
         if not spliceable or now >= self.deadline or self.index + 1 >= len(self.plan):
-            return Refuse(error)
-        self.index += 1
-        return Resume(self.plan[self.index], self.index)
+            return Refuse(self._broke)
+        self._go_to(self.index + 1)
+        return Resume(self.plan[self.index], self.index, self._keys[0])
 
     def _out_of_time(self) -> ProxyError:
         return TotalTimeout("the call did not finish within its total time (timeouts.total_s)")

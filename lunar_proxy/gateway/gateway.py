@@ -273,7 +273,13 @@ class Gateway:
         carrier = ticket.carrier = Carrier(
             self._engine_for(runtime, seen),
             call,
-            Exchange(plan, runtime.rules, deadline, runtime.keys, runtime.window),
+            Exchange(
+                plan,
+                runtime.rules,
+                deadline,
+                lambda target: self.health.keys_in_turn(target, runtime.account(target).keys),
+                runtime.window,
+            ),
             client,
             deadline,
             upload,

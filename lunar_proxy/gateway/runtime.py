@@ -79,9 +79,6 @@ class Runtime:
     def window(self, target: Target) -> int | None:
         return self.prices.window(target.provider, self.model_id(target))
 
-    def keys(self, target: Target) -> int:
-        return max(1, len(self.account(target).keys))
-
     def list_price(self, target: Target) -> float | None:
         """USD per million tokens, prompt and answer added: what `cheapest` compares."""
         price = self.price(target)

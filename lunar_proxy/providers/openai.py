@@ -54,6 +54,10 @@ _MODEL_CODES = frozenset(
         "unknown_model",
     }
 )
+# Statuses that speak of the key and not of the request: unknown, without credit, not allowed.
+_KEY_STATUSES = frozenset({401, 402, 403})
+# Google answers a bad key with 400 and names the reason (google.rpc.ErrorInfo).
+_BAD_KEY = "API_KEY_INVALID"
 # What a content filter calls itself: such a refusal is about the request, whatever its status.
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 
@@ -208,7 +212,7 @@ def _classify(status: int, detail: dict[str, Any], *, our_key: bool) -> type[Pro
     names = {str(detail.get("code")), str(detail.get("type"))}
     if _FILTER_CODES & names or _is_flagged(detail):
         return Refused
-    if status in (401, 403):
+    if status in _KEY_STATUSES or _BAD_KEY in _reasons(detail):
         return KeyRefused if our_key else Refused
     if status == 429 or status >= 500:
         return UpstreamBusy
@@ -226,3 +230,11 @@ def _is_flagged(detail: dict[str, Any]) -> bool:
     """OpenRouter's moderation answers 403, as a refused key does; it says what it flagged."""
     metadata = detail.get("metadata")
     return isinstance(metadata, dict) and "flagged_input" in metadata
+
+
+def _reasons(detail: dict[str, Any]) -> set[str]:
+    """Of a Google API's error, what its details name (AIP-193)."""
+    details = detail.get("details")
+    if not isinstance(details, list):
+        return set()
+    return {str(each.get("reason")) for each in details if isinstance(each, dict)}

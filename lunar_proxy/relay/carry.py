@@ -248,7 +248,8 @@ class Carrier:
         self.client.end()
         ttft_s = trial.meter.ttft_s
         asked_s = trial.started - self.call.accepted_at
-        self.engine.health.succeeded(trial.target, None if ttft_s is None else ttft_s - asked_s)
+        ttft_s = None if ttft_s is None else ttft_s - asked_s
+        self.engine.health.succeeded(trial.target, ttft_s, trial.key)
         self.attempts.append(trial.record(None))
 
     async def _resume(self, step: Resume) -> ProxyError | None:
@@ -311,7 +312,7 @@ class Carrier:
                 "provider '%s' refuses our key (%d)", trial.target.provider, error.provider_status
             )
         if error.blame is Blame.UPSTREAM:
-            self.engine.health.failed(trial.target, error)
+            self.engine.health.failed(trial.target, error, trial.key)
         else:
             self.engine.health.released(trial.target)
         self.attempts.append(trial.record(error))

@@ -8,7 +8,7 @@ Speed and error rate are exponentially weighted, so that an old bad minute fades
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -19,10 +19,13 @@ from lunar_proxy.core.errors import (
     ProxyError,
     UnknownModel,
 )
+from lunar_proxy.core.keyring import ONE_PLACE, Keyring
 from lunar_proxy.core.model import Target
 
 # A sample's weight: the last twenty or so calls make the picture.
 _WEIGHT = 0.1
+# A caller may name models without end (PROVIDER/ANYTHING); of no more than this is there a record.
+MAX_RECORDS = 4096
 # Failures that say nothing about whether the target works.
 _NOT_COUNTED = (KeyRefused, UnknownModel, ContextTooLong)
 
@@ -65,16 +68,19 @@ class Record:
 
 
 class Health:
-    """Every target's record, made on first sight; the plan bounds how many there can be."""
+    """The records of all targets that have answered, or failed so that it counts."""
 
     def __init__(self, breaker: Breaker, now: Callable[[], float]) -> None:
         self.breaker = breaker
         self._now = now
         self._records: dict[Target, Record] = {}
+        self._keyring = Keyring()
 
     def of(self, target: Target) -> Record:
         record = self._records.get(target)
         if record is None:
+            if len(self._records) >= MAX_RECORDS:
+                self._make_room()
             record = self._records[target] = Record()
         return record
 
@@ -92,8 +98,8 @@ class Health:
 
     def acquire(self, target: Target) -> float | None:
         """None: ask it, and say how it went. A number: do not, for that many seconds."""
-        record = self.of(target)
-        if record.state is State.CLOSED:
+        record = self._records.get(target)
+        if record is None or record.state is State.CLOSED:
             return None
         self._ripen(record)
         if record.state is State.HALF_OPEN and not record.probing:
@@ -102,8 +108,16 @@ class Health:
         waited = self._now() - record.opened_at
         return max(1.0, self.breaker.open_s - waited)
 
-    def succeeded(self, target: Target, ttft_s: float | None) -> None:
+    def keys_in_turn(self, target: Target, keys: Sequence[bytes]) -> Sequence[int]:
+        """The places of the provider's keys, in the order in which to try them."""
+        if len(keys) < 2:
+            return ONE_PLACE
+        return self._keyring.in_turn(target.provider, keys, self._now())
+
+    def succeeded(self, target: Target, ttft_s: float | None, key: bytes | None = None) -> None:
         record = self.of(target)
+        if key is not None:
+            self._keyring.succeeded(target.provider, key)
         record.error_rate = _blend(record.error_rate, 0.0)
         if ttft_s is not None:
             record.ttft_s = _blend(record.ttft_s, ttft_s)
@@ -112,13 +126,17 @@ class Health:
         if record.state is not State.CLOSED:
             self._close(record)
 
-    def failed(self, target: Target, error: ProxyError) -> None:
-        record = self.of(target)
-        record.probing = False
+    def failed(self, target: Target, error: ProxyError, key: bytes | None = None) -> None:
+        """`key`: the one of ours that it was asked with, which may be what is at fault."""
+        self.released(target)
+        if key is not None:
+            usual_s = self.breaker.open_s
+            self._keyring.failed(target.provider, key, error, self._now(), usual_s)
         if isinstance(error, KeyRefused):
-            record.key_refused = True
+            self.of(target).key_refused = True
         if error.blame is not Blame.UPSTREAM or isinstance(error, _NOT_COUNTED):
             return
+        record = self.of(target)
         record.error_rate = _blend(record.error_rate, 1.0)
         now = self._now()
         record.failed_at.append(now)
@@ -128,8 +146,14 @@ class Health:
             record.state, record.opened_at = State.OPEN, now
 
     def released(self, target: Target) -> None:
-        """The client left before the target could show anything: nobody's failure."""
-        self.of(target).probing = False
+        """It is asked no longer, and that says nothing of it: the client left, or was at fault."""
+        if (record := self._records.get(target)) is not None:
+            record.probing = False
+
+    def _make_room(self) -> None:
+        """Forget half of them: breakers at work last, and of the others the first seen first."""
+        records = sorted(self._records.items(), key=lambda item: item[1].state is not State.CLOSED)
+        self._records = dict(records[len(records) // 2 :])
 
     def _ripen(self, record: Record) -> None:
         if record.state is State.OPEN and self._now() - record.opened_at >= self.breaker.open_s:

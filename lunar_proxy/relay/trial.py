@@ -54,7 +54,6 @@ class Trial:
         "_account",
         "_connected",
         "_doc",
-        "_key",
         "_resumed",
         "_total_at",
         "_translation",
@@ -63,6 +62,7 @@ class Trial:
         "calls",
         "engine",
         "keep_text",
+        "key",
         "meter",
         "model_id",
         "own_key",
@@ -98,7 +98,8 @@ class Trial:
         self.meter = Meter(call, price, engine.counter, engine.now)
         self.model_id = engine.directory.model_id(step.target)
         self._account = engine.directory.account(step.target)
-        self._key = step.key if isinstance(step, Send) else 0
+        keys = self._account.keys
+        self.key = keys[step.key % len(keys)] if keys else None  # of ours
         self._total_at = total_at
         self._upload = upload
         self._resumed = resumed
@@ -273,9 +274,7 @@ class Trial:
             if self._translation is not None:
                 body = self._translation.request(body, call.doc)
                 call = self._translation.call(call)
-        key = self.own_key
-        if account.keys:
-            key = account.keys[self._key % len(account.keys)]
+        key = self.own_key if self.key is None else self.key
         target = self.target
         if model_id != target.model:
             target = Target(target.provider, model_id)

@@ -4,7 +4,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import yaml
 from hypothesis import example, given
@@ -347,13 +346,6 @@ def problems_of(path: Path, content: bytes) -> tuple[str, ...]:
     return ()
 
 
-# The first draw builds tables of Unicode, which is slow on a busy machine.
-anything = hypothesis.settings(
-    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-
-
-@anything
 @given(st.dictionaries(_NAMES, _TREES, max_size=4))
 def test_any_tree_loads_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]
@@ -362,7 +354,6 @@ def test_any_tree_loads_or_is_refused(
     assert all(line[0].isdigit() for line in problems_of(path, yaml.safe_dump(tree).encode()))
 
 
-@anything
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "ignore")))
 @example(b"&a [*a, {<<: *a}]")
 @example(b"a: &a {<<: *a}")

@@ -79,7 +79,7 @@ def test_retries_the_same_target_then_moves_on(error: ProxyError) -> None:
     assert walk.failed(error, 2) == Send(B, 1)
 
 
-@pytest.mark.parametrize("status", [400, 402, 409, 413, 422])
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
 def test_a_refusal_of_the_request_is_passed_on(status: int) -> None:
     refused = Refused("content_filter", status=status)
     walk = exchange(A, B)
@@ -131,11 +131,34 @@ def test_out_of_time_ends_the_whole_chain() -> None:
 
 @pytest.mark.parametrize("error", [busy(429), KeyRefused("x", status=401)])
 def test_other_keys_are_tried_before_other_targets(error: ProxyError) -> None:
-    walk = Exchange([A, B], RULES, 600, keys=lambda _t: 2)
-    walk.start(0)
-    assert walk.failed(error, 0) == Send(A, 0, key=1)
+    keys = {A: [1, 0], B: [2]}
+    walk = Exchange([A, B], RULES, 600, keys=keys.__getitem__)
+    assert walk.start(0) == Send(A, 0, key=1)
+    assert walk.failed(error, 0) == Send(A, 0, key=0)
     step = walk.failed(KeyRefused("x", status=403), 0)
-    assert step == Send(B, 1)
+    assert step == Send(B, 1, key=2)
+
+
+def test_a_retry_is_made_with_the_last_key() -> None:
+    walk = Exchange([A], RULES, 600, keys=lambda _target: [2, 0])
+    walk.start(0)
+    walk.failed(busy(429), 0)
+    assert walk.failed(busy(429, 3.0), 0) == Send(A, 0, 3.0, key=0)
+
+
+def test_whatever_the_way_to_a_target_its_first_key_comes_first() -> None:
+    keys = {A: [0], B: [3], C: [4]}
+    rules = replace(RULES, splice=True)
+    walk = Exchange([A, B, C], rules, 600, keys=keys.__getitem__, window=WINDOWS.get)
+    walk.start(0)
+    assert walk.hedge() == Send(B, 1, key=3)
+    walk = Exchange([A, B, C], rules, 600, keys=keys.__getitem__, window=WINDOWS.get)
+    walk.start(0)
+    assert walk.failed(ContextTooLong("x", status=400), 0) == Send(C, 2, key=4)
+    walk = Exchange([A, B, C], rules, 600, keys=keys.__getitem__)
+    walk.start(0)
+    walk.commit()
+    assert walk.failed(StreamBroken("x"), 0) == Resume(B, 1, key=3)
 
 
 WINDOWS = {A: 8_000, B: 4_000, C: 128_000}
@@ -172,6 +195,34 @@ def test_splice_goes_on_with_the_next_target_after_the_commit() -> None:
     assert walk.failed(IdleTimeout("x"), 1) == Resume(B, 1)
     last = StreamBroken("x")
     assert walk.failed(last, 2) == Refuse(last)
+
+
+SAYS_NO: dict[str, ProxyError] = {
+    "to the request": Refused("x", status=400),
+    "to its length": ContextTooLong("x", status=400),
+    "to our key": KeyRefused("x", status=401),
+    "to the model": UnknownModel("x", status=404),
+    "for now": busy(429, 1.0),
+}
+
+
+@pytest.mark.parametrize("error", SAYS_NO.values(), ids=SAYS_NO)
+def test_splice_goes_past_a_target_that_says_no(error: ProxyError) -> None:
+    walk = exchange(A, B, C, rules=replace(RULES, splice=True))
+    walk.start(0)
+    walk.commit()
+    assert walk.failed(StreamBroken("cut"), 1) == Resume(B, 1)
+    assert walk.failed(error, 2) == Resume(C, 2)
+
+
+def test_a_no_to_going_on_does_not_hide_what_broke_the_answer() -> None:
+    """LESSONS 4: the client never asked for that, and cannot act on it."""
+    broken, refused = StreamBroken("cut"), Refused("x", status=400)
+    walk = exchange(A, B, rules=replace(RULES, splice=True))
+    walk.start(0)
+    walk.commit()
+    walk.failed(broken, 1)
+    assert walk.failed(refused, 2) == Refuse(broken)
 
 
 def test_targets_with_an_open_breaker_are_passed_over() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.testing import Chunk, End, Head, Until, chat_answer
+from lunar_proxy.testing import Chunk, End, Head, Until, chat_answer, dead_url
 
 from .conftest import config
 from .harness import (
@@ -177,6 +179,39 @@ def test_help_and_version() -> None:
     assert "serve" in run("--help").stdout
     assert "--demo" in run("serve", "--help").stdout
     assert run("--version").stdout.startswith("lunar-proxy ")
+
+
+def test_it_takes_more_connections_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        try:
+            proxy = held.enter_context(serving(tmp_path, None, "--demo"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(150):
+            held.enter_context(socket.create_connection(proxy.address, timeout=PATIENCE_S))
+        assert ask(proxy.url, chat("demo/echo")).status == 200
+
+
+@pytest.mark.parametrize("args", [("--help",), ("serve", "--help"), ("--version",)])
+def test_help_does_not_wait_for_the_whole_proxy(args: tuple[str, ...]) -> None:
+    loaded = run(*args, PYTHONPROFILEIMPORTTIME="1").stderr
+    assert "lunar_proxy.cli" in loaded
+    for slow in ("aiohttp", "cryptography", "numpy", "onnxruntime", "tokenizers"):
+        assert f" {slow}\n" not in loaded
+
+
+def test_the_proxies_of_its_own_environment_are_not_for_its_calls(
+    tmp_path: Path, stage: Stage
+) -> None:
+    """Where applications are sent to it by HTTPS_PROXY it may have inherited that: its calls would
+    come back to itself. `upstream_proxy` is what it heeds."""
+    stage.play(chat_answer("Hi"))
+    variables = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    env = {name: dead_url() for each in variables for name in (each, each.lower())}
+    with serving(tmp_path, config(stage.upstream.url), **env) as proxy:
+        assert ask(proxy.url, chat()).status == 200
 
 
 def test_two_hundred_calls_at_once_are_all_answered(proxy: Proxy, stage: Stage) -> None:

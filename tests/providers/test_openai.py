@@ -103,6 +103,17 @@ def openai(message: str, code: Any = None, type: str = "invalid_request_error") 
     return {"error": {"message": message, "type": type, "param": None, "code": code}}
 
 
+def gemini(message: str, reason: str) -> list[dict[str, Any]]:
+    """As Google's OpenAI-compatible endpoint answers (google.rpc.Status in a list)."""
+    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
+    details = [info | {"domain": "googleapis.com"}]
+    status = {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": details}
+    return [{"error": status}]
+
+
+GEMINI_KEY = gemini("API key not valid. Please pass a valid API key.", "API_KEY_INVALID")
+
+
 # who -> status, body, what it is. Wordings are the providers' own.
 ERRORS: dict[str, tuple[int, Any, type[ProviderError]]] = {
     # context length
@@ -240,6 +251,10 @@ ERRORS: dict[str, tuple[int, Any, type[ProviderError]]] = {
     "openai key": (401, openai("Incorrect API key", "invalid_api_key"), KeyRefused),
     "openai region": (403, openai("Country not supported", "unsupported_country"), KeyRefused),
     "mistral key": (401, {"detail": "Unauthorized"}, KeyRefused),
+    "deepseek balance": (402, openai("Insufficient Balance"), KeyRefused),
+    "openrouter credits": (402, {"error": {"code": 402, "message": "no credits"}}, KeyRefused),
+    "gemini key": (400, GEMINI_KEY, KeyRefused),
+    "gemini key, not in a list": (400, GEMINI_KEY[0], KeyRefused),
     # busy
     "openai quota": (429, openai("quota", "insufficient_quota"), UpstreamBusy),
     "gemini quota": (
@@ -277,8 +292,6 @@ ERRORS: dict[str, tuple[int, Any, type[ProviderError]]] = {
         },
         Refused,
     ),
-    "deepseek balance": (402, openai("Insufficient Balance"), Refused),
-    "openrouter credits": (402, {"error": {"code": 402, "message": "no credits"}}, Refused),
     "openrouter timeout": (408, {"error": {"code": 408, "message": "timed out"}}, Refused),
     "groq size": (413, openai("Request too large: tokens per minute", "rate_limit"), Refused),
     "mistral fields": (422, {"detail": [{"loc": ["body", "n"], "msg": "not a number"}]}, Refused),
@@ -286,6 +299,9 @@ ERRORS: dict[str, tuple[int, Any, type[ProviderError]]] = {
     "not json": (400, b"Bad Request", Refused),
     "not an object": (400, b'"no"', Refused),
     "an empty list": (400, b"[]", Refused),
+    "gemini argument": (400, gemini("Invalid value", "FIELD_INVALID"), Refused),
+    "details of another kind": (400, {"error": {"message": "no", "details": "x"}}, Refused),
+    "details that are texts": (400, {"error": {"message": "no", "details": ["x"]}}, Refused),
 }
 
 
@@ -294,9 +310,13 @@ def test_a_providers_no_is_classified(status: int, body: Any, kind: type[Provide
     assert type(error(status, body)) is kind
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_callers_own_key_is_the_callers_business(status: int) -> None:
-    assert type(error(status, openai("no"), our_key=False)) is Refused
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(401, openai("no")), (402, openai("no")), (403, openai("no")), (400, GEMINI_KEY)],
+    ids=["unknown", "without credit", "not allowed", "gemini"],
+)
+def test_a_callers_own_key_is_the_callers_business(status: int, body: Any) -> None:
+    assert type(error(status, body, our_key=False)) is Refused
 
 
 MESSAGES = {

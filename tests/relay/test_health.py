@@ -13,7 +13,7 @@ from lunar_proxy.core.errors import (
     UnknownModel,
 )
 from lunar_proxy.core.model import Target
-from lunar_proxy.relay.health import Breaker, Health, State
+from lunar_proxy.relay.health import MAX_RECORDS, Breaker, Health, State
 from lunar_proxy.testing import FakeClock
 
 T = Target("a", "m")
@@ -120,3 +120,40 @@ def test_the_95th_percentile_needs_samples(health: Health) -> None:
     assert health.of(T).p95_ttft_s() is None
     health.succeeded(T, 19.0)
     assert health.of(T).p95_ttft_s() == 19.0
+
+
+# --- names without end ----------------------------------------------------------------------------
+
+
+def invent(health: Health, count: int, *, good: bool) -> None:
+    for n in range(count):
+        made_up = Target("a", f"made-up-{n}")
+        if good:
+            health.succeeded(made_up, 0.1)
+        else:
+            health.failed(made_up, UnknownModel("x", status=404))
+
+
+def test_models_that_nobody_serves_leave_nothing(health: Health) -> None:
+    invent(health, 10, good=False)
+    health.acquire(T)
+    health.released(T)
+    assert health.snapshot() == {}
+
+
+def test_models_that_callers_make_up_do_not_pile_up(health: Health) -> None:
+    invent(health, 3 * MAX_RECORDS, good=True)
+    assert MAX_RECORDS // 2 <= len(health.snapshot()) <= MAX_RECORDS
+
+
+def test_an_open_breaker_is_not_forgotten_for_them(health: Health) -> None:
+    fail(health, 3)
+    invent(health, 2 * MAX_RECORDS, good=True)
+    assert not health.available(T)
+
+
+def test_nor_do_open_breakers_pile_up(health: Health) -> None:
+    for n in range(2 * MAX_RECORDS):
+        for _ in range(3):
+            health.failed(Target("a", f"made-up-{n}"), CUT)
+    assert len(health.snapshot()) <= MAX_RECORDS

@@ -79,7 +79,8 @@ async def peer(
     finally:
         server.close()
         for writer in writers:
-            writer.transport.abort()
+            if not writer.is_closing():  # Python 3.11 cannot abort one that has closed by itself
+                writer.transport.abort()
         await asyncio.sleep(0.01)  # so that nothing is lost only after the loop has ended
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -27,6 +29,17 @@ class Clock:
         return self.now
 
 
+def _quiet_port() -> int:
+    """A free one that stays free while no redis-server is on it: the kernel hands out others
+    (net.ipv4.ip_local_port_range), to all those who ask for any and to every outgoing connection.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no free port below 32000")
+
+
 class RedisServer:
     """A redis-server of our own on a free loopback port, to be frozen and killed."""
 
@@ -36,9 +49,7 @@ class RedisServer:
             pytest.fail("these tests need a redis-server: apt-get install redis-server")
         self._program = program
         self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = _quiet_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

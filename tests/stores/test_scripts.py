@@ -51,8 +51,7 @@ calls = st.tuples(
 
 @settings(
     max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     limits=st.builds(Limits, optional, optional, st.none() | st.integers(1, 4), budgets),

@@ -101,6 +101,7 @@ SAYS_NO = {
     "529": (529, "overloaded_error", 2),  # Anthropic's
     "429": (429, "rate_limit_error", 2),
     "401": (401, "authentication_error", 1),
+    "402": (402, "insufficient_quota", 1),
     "403": (403, "permission_error", 1),
     "404": (404, "invalid_request_error", 1),
 }
@@ -188,7 +189,6 @@ REFUSALS = {
     "bad request": error_answer(400, "no", type="invalid_request_error"),
     "content filter": error_answer(400, "filtered", code="content_filter"),
     "unprocessable": error_answer(422, "no", type="invalid_request_error"),
-    "payment": error_answer(402, "no", type="insufficient_quota"),
     "too large": error_answer(413, "no", type="invalid_request_error"),
 }
 

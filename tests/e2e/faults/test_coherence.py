@@ -82,7 +82,7 @@ def recovering(
         yield running
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, derandomize=True, database=None)
 @given(call=CALLS)
 def test_a_stream_is_one_answer_or_says_that_it_is_none(
     recovering: World, call: tuple[list[Act], Api, str]

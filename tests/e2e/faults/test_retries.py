@@ -176,7 +176,7 @@ def refuses(*keys: str, status: int) -> Script | object:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("status", [401, 403, 429])
+@pytest.mark.parametrize("status", [401, 402, 403, 429])
 def test_another_key_is_tried_where_one_is_refused(scene: Scene, status: int, stream: bool) -> None:
     scene.plays("keyring", refuses(*KEYRING[:2], status=status))  # type: ignore[arg-type]
     answer = scene.ask(CHAT, "keyring", stream=stream)
@@ -186,13 +186,26 @@ def test_another_key_is_tried_where_one_is_refused(scene: Scene, status: int, st
     assert answer.seconds < 1
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 402, 403])
 def test_every_key_refused_moves_on(scene: Scene, status: int) -> None:
     scene.plays("keyring", refuses(*KEYRING, status=status))  # type: ignore[arg-type]
     scene.plays("b", GOOD)
     answer = scene.ask(CHAT, "keyring", "b")
     assert answer.who == ("b", 4, 1)
     assert sorted(sent_keys(scene)) == sorted(KEYRING)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("status", [401, 402, 403, 429])
+def test_the_next_call_begins_with_the_key_that_worked(
+    scene: Scene, status: int, stream: bool
+) -> None:
+    scene.plays("keyring", refuses(KEYRING[0], KEYRING[2], status=status))  # type: ignore[arg-type]
+    scene.ask(CHAT, "keyring", stream=stream)
+    found_out = len(sent_keys(scene))
+    for _ in range(2):
+        assert scene.ask(CHAT, "keyring", stream=stream).text(CHAT) == TEXT
+    assert sent_keys(scene)[found_out:] == [KEYRING[1]] * 2
 
 
 def test_the_last_refusal_of_a_key_is_passed_on_without_it(scene: Scene) -> None:
