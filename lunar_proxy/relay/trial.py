@@ -8,6 +8,7 @@ can run for one call: one after another, or side by side (hedging).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -266,7 +267,7 @@ class Trial:
             ask_usage = self.usage_asked
             # What the caller said to this very provider's host was not meant for us.
             there = call.via == self.target.provider
-            drop = frozenset[str]() if there else OURS
+            drop = frozenset[str]() if there else _ours(call.doc)
             body = rewrite_request(body, model=model, drop=drop, ask_usage=ask_usage, doc=call.doc)
             if model is None and call.endpoint in MODEL_ENDPOINTS and not there:
                 body = name_model(body, model_id)
@@ -380,6 +381,11 @@ class Trial:
         meter.first_token()  # a whole answer in one read is annotated before it is committed
         meter.fix(raw, () if raw else reply.stream.text())
         return meter.added() if raw else meter.counts() + b"," + meter.added()
+
+
+def _ours(doc: Mapping[str, Any]) -> frozenset[str]:
+    """The members to take out: OpenRouter's `provider`, an object, says nothing to us."""
+    return OURS - {"provider"} if isinstance(doc.get("provider"), dict) else OURS
 
 
 def _loads(body: bytes) -> Any:
