@@ -325,7 +325,7 @@ class Trial:
         assert reply is not None
         if reply.status >= 400:
             raise self._provider_error(reply)
-        if reply.status >= 300:
+        if reply.status >= 300 and reply.status != 304:
             raise BadAnswer(f"the provider answered with a redirect ({reply.status})")
         if reply.kind is Kind.WHOLE and self.call.endpoint in METERED:
             self._check_json(reply)

@@ -318,7 +318,8 @@ class QueueClient:
             data = b"".join(self._queue)
             self._queue.clear()
             self._size = 0
-            await response.write(data)
+            if request.method != "HEAD":  # its client would take a body for the next answer
+                await response.write(data)
             if self._source is not None:
                 self._source.resume()
         if self._cut:

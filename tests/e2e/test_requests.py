@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import re
 import socket
 import zlib
 
@@ -26,6 +27,7 @@ from lunar_proxy.testing import (
 from .conftest import PLANTED
 from .harness import CHAT, Proxy, Stage, ask, chat, request_bytes, talk
 
+JSON = {"content-type": "application/json"}
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
 # name -> what the client sends, what the provider must get
@@ -286,6 +288,46 @@ def test_any_method_passes(proxy: Proxy, stage: Stage, method: str) -> None:
     assert (stage.request.method, stage.request.path) == (method, "/openai/v1/files/file-1?limit=2")
     assert stage.request.body == (body or b"")
     assert answer.body == (b"" if method == "HEAD" else b'{"id":"file-1"}')
+
+
+# name -> the provider's answer without a body, the status and the length that arrive
+BODILESS = {
+    "HEAD of JSON": ("HEAD", Head(200, JSON | {"content-length": "377"}), 200, "377"),
+    "HEAD of JSON without a length": ("HEAD", Head(200, JSON), 200, None),
+    "HEAD of what is compressed": (
+        "HEAD",
+        Head(200, JSON | {"content-encoding": "gzip", "content-length": "37"}),
+        200,
+        None,
+    ),
+    "HEAD of audio": (
+        "HEAD",
+        Head(200, {"content-type": "audio/mpeg", "content-length": "9"}),
+        200,
+        "9",
+    ),
+    "HEAD of what the provider refuses": ("HEAD", Head(404, JSON), 404, "0"),
+    "HEAD of a redirect": ("HEAD", Head(302, {"location": "/"}), 502, None),
+    "not modified": ("GET", Head(304, {"etag": "x"}), 304, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "status", "length"), BODILESS.values(), ids=BODILESS.keys()
+)
+def test_an_answer_without_a_body_leaves_the_connection_clean(
+    proxy: Proxy, stage: Stage, method: str, head: Head, status: int, length: str | None
+) -> None:
+    stage.play([head, End()])
+    asked = f"{method} /v1/files/file-1 HTTP/1.1\r\nHost: proxy\r\n\r\n"
+    next_asked = "GET /health HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n"
+    said = talk(proxy.address, (asked + next_asked).encode())
+    fields, _, rest = said.partition(b"\r\n\r\n")
+    assert fields.startswith(b"HTTP/1.1 %d " % status)
+    assert rest.startswith(b"HTTP/1.1 200 OK")  # what is between them would be read as its answer
+    found = re.search(rb"\r\ncontent-length: (\d+)", fields, re.IGNORECASE)
+    if status < 500:
+        assert (found[1].decode() if found else None) == length
 
 
 def test_the_header_names_the_provider(proxy: Proxy, stage: Stage) -> None:
