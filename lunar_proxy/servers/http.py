@@ -130,6 +130,8 @@ class HttpDoor(web.Server):
         if request.version < (1, 0):
             raise InvalidRequest("HTTP/1.0 or newer is needed", code="bad_http")
         headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        if request.method == "TRACE":  # its answer is the request, our key in it (RFC 9110 9.3.8)
+            raise MethodNotAllowed("TRACE is not passed on")
         via, target = self._target(request, headers)
         path, mark, query = target.partition(b"?")
         check_path(path)

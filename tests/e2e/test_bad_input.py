@@ -118,6 +118,7 @@ WIRE = {
 }
 
 ELSEWHERE = {
+    "an echo of our key": ("TRACE", "/v1/files", 405, "method_not_allowed"),
     "outside of /v1": ("GET", "/v2/chat", 404, "not_found"),
     "the root": ("GET", "/", 404, "not_found"),
     "admin paths": ("GET", "/metrics", 404, "not_found"),
