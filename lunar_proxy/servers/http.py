@@ -130,6 +130,7 @@ class HttpDoor(web.Server):
         if request.version < (1, 0):
             raise InvalidRequest("HTTP/1.0 or newer is needed", code="bad_http")
         headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        _check_framing(request, headers)
         if request.method == "TRACE":  # its answer is the request, our key in it (RFC 9110 9.3.8)
             raise MethodNotAllowed("TRACE is not passed on")
         via, target = self._target(request, headers)
@@ -361,6 +362,16 @@ class _Handler(RequestHandler):
         response = _response(Answer(*error_answer(error, [])))
         response.force_close()
         return response
+
+
+def _check_framing(request: web.BaseRequest, headers: Headers) -> None:
+    """aiohttp unwraps the last transfer coding and leaves the others in the body; and HTTP/1.0,
+    which has none, may have been read differently in front of us (RFC 9112 6.1)."""
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or request.version < (1, 1)):
+        raise InvalidRequest(
+            "the only Transfer-Encoding understood is chunked, of HTTP/1.1", code="bad_http"
+        )
 
 
 def _response(answer: Answer) -> web.Response:

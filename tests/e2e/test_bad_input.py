@@ -65,6 +65,7 @@ def head(*fields: str, line: str = f"POST {CHAT} HTTP/1.1") -> bytes:
     )
 
 
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
 LENGTH = f"Content-Length: {len(GOOD)}"
 
 # name -> bytes on the wire, the statuses that may answer them
@@ -76,6 +77,11 @@ WIRE = {
     "TE twice": (
         head("Transfer-Encoding: chunked", "Transfer-Encoding: identity") + b"0\r\n\r\n",
         {400, 501},
+    ),
+    "TE of two kinds": (head("Transfer-Encoding: gzip, chunked") + CHUNKED, {400, 501}),
+    "TE in HTTP/1.0": (
+        head("Transfer-Encoding: chunked", line=f"POST {CHAT} HTTP/1.0") + CHUNKED,
+        {400},
     ),
     "two equal CLs": (head(LENGTH, LENGTH) + GOOD, {400}),
     "two CLs": (head(LENGTH, "Content-Length: 5") + GOOD, {400}),
@@ -188,9 +194,9 @@ def test_a_misspelt_provider_gets_a_hint(proxy: Proxy) -> None:
     assert "openai" in answer.error["message"]
 
 
-def test_a_request_behind_a_refused_one_is_not_read(proxy: Proxy) -> None:
-    hidden = request_bytes(chat())
-    raw = talk(proxy.address, head(LENGTH, "Transfer-Encoding: chunked") + GOOD + hidden)
+@pytest.mark.parametrize("wire", ["both CL and TE", "TE in HTTP/1.0"])
+def test_a_request_behind_a_refused_one_is_not_read(proxy: Proxy, wire: str) -> None:
+    raw = talk(proxy.address, WIRE[wire][0] + request_bytes(chat()))
     assert raw.count(b"HTTP/1.") == 1
 
 
