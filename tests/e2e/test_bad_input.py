@@ -107,6 +107,7 @@ WIRE = {
     "a header without a colon": (head(LENGTH, "nonsense") + GOOD, {400}),
     "a NUL in a header": (head(LENGTH, "X-A: a\0b") + GOOD, {400}),
     "a bare CR in a header": (head(LENGTH, "X-A: a\rb") + GOOD, {400}),
+    "lines that end in LF alone": ((head(LENGTH).replace(b"\r", b"") + GOOD), {400}),
     "a NUL in the path": (head(line="GET /v1/fi\0les HTTP/1.1"), {400}),
     "a space in the path": (head(line="GET /v1/fi les HTTP/1.1"), {400}),
     "an unknown version": (head(LENGTH, line=f"POST {CHAT} HTTP/9.9") + GOOD, {400, 505}),
