@@ -26,6 +26,7 @@ from lunar_proxy.core.errors import (
 )
 from lunar_proxy.core.exchange import Resume, Send
 from lunar_proxy.core.intake import MODEL_ENDPOINTS
+from lunar_proxy.core.jsonread import read_answer
 from lunar_proxy.core.jsonspan import name_model, rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
 from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
@@ -343,7 +344,7 @@ class Trial:
     def _check_json(self, reply: Reply) -> None:
         body = reply.whole()
         try:
-            doc = self._doc = orjson.loads(body)
+            doc = self._doc = read_answer(body)
         except orjson.JSONDecodeError:
             raise BadAnswer("the provider's answer is not valid JSON") from None
         if isinstance(doc, dict) and doc.get("error"):
@@ -390,7 +391,7 @@ def _ours(doc: Mapping[str, Any]) -> frozenset[str]:
 
 def _loads(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return read_answer(body)
     except orjson.JSONDecodeError:
         return None
 

@@ -44,6 +44,10 @@ BODIES = {
         b'{"model":"openai/gpt-4o","messages":[],"seed":18446744073709551615,"a":1e-7,"b":1.0,"c":-0}',
         b'{"model":"gpt-4o","messages":[],"seed":18446744073709551615,"a":1e-7,"b":1.0,"c":-0}',
     ),
+    "a number no double can hold": (
+        b'{"big":1E400,"model":"openai/gpt-4o","messages":[]}',
+        b'{"big":1E400,"model":"gpt-4o","messages":[]}',
+    ),
     "unknown members and escapes": (
         rb'{"x_new":{"model":"openai/gpt-4o"},"model":"openai/gpt-4o","messages":[],"e":"\u00e9\/"}',
         rb'{"x_new":{"model":"openai/gpt-4o"},"model":"gpt-4o","messages":[],"e":"\u00e9\/"}',
@@ -240,6 +244,18 @@ def test_a_compressed_answer_is_decoded(
 
 def _body(script: Script) -> bytes:
     return b"".join(step.data for step in script if isinstance(step, Chunk))
+
+
+@pytest.mark.parametrize("odd", [rb'"\ud83d"', b"NaN", b"-Infinity", b"1e400"])
+def test_an_answer_that_clients_can_read_is_not_refused(
+    proxy: Proxy, stage: Stage, door: str, odd: bytes
+) -> None:
+    said = b'{"choices":[{"message":{"content":"Hi"},"odd":' + odd + b"}],"
+    usage = b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2'
+    stage.play([Head(200, JSON), Chunk(said + usage + b"}}"), End()])
+    answer = ask(proxy.url, chat("my-vllm/llama-3-70b"), door=door)
+    assert answer.status == 200
+    assert answer.body.startswith(said + usage + b',"input_cost_usd":0.001,')
 
 
 def test_a_provider_that_refuses_stream_options_is_remembered(proxy: Proxy, stage: Stage) -> None:
