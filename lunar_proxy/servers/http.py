@@ -313,6 +313,8 @@ class QueueClient:
         response = web.StreamResponse(status=status, headers=_fields(headers))
         if length is not None:
             response.content_length = length
+        elif request.version < (1, 1):
+            response.force_close()  # HTTP/1.0 has no chunks: the body ends with the connection
         elif status not in (204, 304):
             response.enable_chunked_encoding()
         await response.prepare(request)

@@ -346,6 +346,18 @@ def test_an_answer_without_a_body_leaves_the_connection_clean(
         assert (found[1].decode() if found else None) == length
 
 
+@pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\r\n"])
+def test_http_1_0_gets_a_stream_without_chunks(proxy: Proxy, stage: Stage, keep_alive: str) -> None:
+    played = chat_stream("Hello there")
+    stage.play(played)
+    sent = request_bytes(chat(stream=True), headers="x-lunar-annotate: off\r\n" + keep_alive)
+    said = talk(proxy.address, sent.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    fields, _, body = said.partition(b"\r\n\r\n")
+    assert fields.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"transfer-encoding" not in fields.lower()
+    assert body == _body(played)
+
+
 def test_the_header_names_the_provider(proxy: Proxy, stage: Stage) -> None:
     stage.play(json_answer({"data": []}))
     path = "/v1/batches"
