@@ -53,6 +53,7 @@ BODIES = {
         "unknown_provider",
     ),
     "unknown model": (orjson.dumps(chat("no-such-model-7b")), 404, "model_not_found"),
+    "a path for a model": (orjson.dumps(chat("azure/..")), 400, "invalid_request_error"),
     "unknown deployment": (orjson.dumps(chat("lunar/nobody")), 404, "model_not_found"),
     "a provider that is off": (orjson.dumps(chat("xai/grok-4")), 404, "model_not_found"),
     "too large": (TOO_LARGE, 413, "body_too_large"),
