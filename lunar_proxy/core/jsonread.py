@@ -39,7 +39,7 @@ def read_answer(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as refused:
         try:
-            return json.loads(body.decode(), parse_int=_whole)
+            return json.loads(body.decode("utf-8-sig"), parse_int=_whole)
         except (ValueError, RecursionError):
             raise refused from None
 
