@@ -363,7 +363,7 @@ class Trial:
         raw = doc.get("usage")
         raw = raw if isinstance(raw, dict) and raw else None
         meter = self.meter
-        usage = meter.fix(raw, () if raw else (Said(0, content=answer.text_of(doc)),))
+        usage = meter.fix(raw, () if raw else (_said(doc),))
         if self.call.annotate is Annotate.FULL:
             if raw:
                 return annotate.add_to_usage(body, meter.added()), []
@@ -382,6 +382,11 @@ class Trial:
         meter.first_token()  # a whole answer in one read is annotated before it is committed
         meter.fix(raw, () if raw else reply.stream.text())
         return meter.added() if raw else meter.counts() + b"," + meter.added()
+
+
+def _said(doc: dict[str, Any]) -> Said:
+    text = answer.text_of(doc)
+    return Said(0, len(text), text)
 
 
 def _ours(doc: Mapping[str, Any]) -> frozenset[str]:

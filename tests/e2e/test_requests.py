@@ -258,6 +258,22 @@ def test_an_answer_that_clients_can_read_is_not_refused(
     assert answer.body.startswith(said + usage + b',"input_cost_usd":0.001,')
 
 
+def test_what_is_not_counted_there_is_counted_here_whole_and_streamed_alike(
+    proxy: Proxy, stage: Stage
+) -> None:
+    said = "The quick brown fox jumps over the lazy dog, again and again and again."
+    stage.play(chat_answer(said))
+    whole = ask(proxy.url, chat("my-vllm/llama-3-70b")).doc["usage"]
+    stage.play(chat_stream(said))
+    stream = ask(proxy.url, chat("my-vllm/llama-3-70b", stream=True)).body
+    (spliced,) = [event for event in stream.split(b"\n\n") if b'"usage"' in event]
+    for usage in (whole, orjson.loads(spliced.removeprefix(b"data: "))["usage"]):
+        assert usage["estimated"] is True
+        assert 15 <= usage["completion_tokens"] <= 20  # o200k_base says 16
+        assert usage["output_cost_usd"] == pytest.approx(usage["completion_tokens"] * 0.002)
+        assert usage["completion_tokens"] == whole["completion_tokens"]
+
+
 def test_a_provider_that_refuses_stream_options_is_remembered(proxy: Proxy, stage: Stage) -> None:
     def play(request: Request) -> Script:
         if "stream_options" in request.doc:
