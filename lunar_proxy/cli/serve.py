@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from lunar_proxy.core.errors import ProxyError
 
 if TYPE_CHECKING:
     from lunar_proxy.app import Seat, Source
+
+# What stands in a line of text without quotes.
+_PLAIN = re.compile(r"[\w./:@+*~?&%,;-]+", re.ASCII)
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,9 +150,20 @@ def _runner() -> Any:
 
 def _write_text(lines: bytes) -> None:
     for line in lines.splitlines():
-        record = json.loads(line)
-        words = " ".join(f"{key}={value}" for key, value in record.items() if value is not None)
-        print(words, file=sys.stderr)
+        print(text_line(line), file=sys.stderr)
+
+
+def text_line(record: bytes) -> str:
+    """A record of the log for human eyes: `name=value`, without what does not apply."""
+    members = json.loads(record).items()
+    return " ".join(f"{name}={_word(value)}" for name, value in members if value is not None)
+
+
+def _word(value: Any) -> str:
+    """Names come from clients: what is not a plain word is quoted, so that none forges a line."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return json.dumps(value)
 
 
 class _JsonLines(logging.Formatter):

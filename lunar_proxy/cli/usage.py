@@ -27,6 +27,9 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--by", choices=get_args(Dimension), default="key")
     parser.add_argument("--since", type=duration_s, default="7d", help="how far back (7d)")
     parser.add_argument("--format", choices=tuple(_FORMATS), default="table")
+    parser.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="--format json"
+    )
     add_store_options(parser)
     parser.set_defaults(run=run)
 

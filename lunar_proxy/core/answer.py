@@ -35,7 +35,8 @@ _INSIDE = frozenset(
 
 def text_of(doc: dict[str, Any]) -> str:
     """All text a model generated, in the order of the document."""
-    return "\n".join(_texts(doc))
+    # Half a surrogate pair, as it may stand in an answer, is nothing a tokenizer takes.
+    return "\n".join(_texts(doc)).encode("utf-8", "replace").decode()
 
 
 def _texts(node: Any) -> Iterator[str]:

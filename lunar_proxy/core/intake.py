@@ -11,6 +11,7 @@ import orjson
 
 from .attachment import Attachment
 from .errors import InvalidRequest
+from .jsonread import read_request
 from .model import Annotate, Call, Fields, Identity
 
 # Endpoints whose body must be a JSON object that names a model.
@@ -201,7 +202,7 @@ def _says_json(fields: Fields) -> bool:
 def parse(body: bytes) -> Any:
     """The JSON in `body`. Raises InvalidRequest with the place where it stops being JSON."""
     try:
-        doc = orjson.loads(body)
+        doc = read_request(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(
             f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})",

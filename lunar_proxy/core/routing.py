@@ -133,6 +133,8 @@ def with_provider(asked: Asked, catalogue: Catalogue) -> Asked:
     is_prefix = bool(slash) and (prefix in catalogue.providers or prefix in DEPLOYMENT_PREFIXES)
     if asked.model in catalogue.aliases or not is_prefix:
         prefix, rest = "", asked.model
+    elif not rest:
+        raise ModelNotFound(f"model '{asked.model}' names a provider alone", param="model")
     if asked.provider is None:
         return _named(asked, prefix or None, rest)
     if prefix and _same(prefix) != _same(asked.provider):

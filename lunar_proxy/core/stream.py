@@ -23,6 +23,7 @@ import orjson
 from .annotate import event_edits, only_usage, splice_usage, value_at, with_members
 from .continuation import Continuation
 from .errors import BadAnswer
+from .jsonread import read_answer
 from .jsonspan import Edit, apply
 from .lastevent import Names, empty_end, last_event
 from .shapes import CHAT, COMPLETION, OPAQUE, RESPONSES, Meaning, Shape
@@ -484,7 +485,7 @@ def _may_be(beginnings: tuple[bytes, ...], head: bytes) -> bool:
 
 def _loads(data: bytes) -> Any:
     try:
-        return orjson.loads(data)
+        return read_answer(data)
     except orjson.JSONDecodeError:
         return None
 

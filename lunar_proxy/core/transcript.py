@@ -37,10 +37,10 @@ class Said:
     """What one choice has said. `chars` counts all of it, kept or not."""
 
     index: int
+    chars: int
     content: str = ""
     reasoning: str = ""
     arguments: str = ""  # names and arguments of tool calls
-    chars: int = 0
 
     @property
     def text(self) -> str:
@@ -168,7 +168,7 @@ class Transcript:
     def said(self) -> list[Said]:
         self._fold()
         return [
-            Said(index, chars=parts.chars, **{k: "".join(v) for k, v in parts.texts.items()})
+            Said(index, parts.chars, **{k: "".join(v) for k, v in parts.texts.items()})
             for index, parts in sorted(self._choices.items())
         ]
 

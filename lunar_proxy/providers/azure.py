@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, quote
 
+from lunar_proxy.core.errors import InvalidRequest
 from lunar_proxy.core.model import Call, Target
 
 from .base import Account, UpstreamRequest
@@ -43,6 +44,8 @@ def _base(base: bytes, tail: bytes, target: Target) -> bytes:
     base = base.removesuffix(b"/openai") + b"/openai"
     if not target.model or tail.split(b"/", 2)[1] in _OF_RESOURCE:
         return base
+    if target.model in (".", ".."):  # encoded or not, servers take them for another path
+        raise InvalidRequest(f"'{target.model}' is no deployment's name", param="model")
     return base + b"/deployments/" + quote(target.model, safe="").encode()
 
 

@@ -225,7 +225,7 @@ class Carrier:
         self.exchange.commit()
         self.status, self._stream = reply.status, reply.stream
         trial.meter.first_token()
-        if reply.kind is Kind.WHOLE:
+        if reply.kind is Kind.WHOLE and not self._bodiless(reply):
             body, extra = trial.annotated()
             self.client.head(reply.status, self._head(reply) + extra, len(body))
             self.client.write(body)
@@ -233,6 +233,10 @@ class Carrier:
             return
         self.client.head(reply.status, self._head(reply), _length(reply))
         reply.relay_to(self.client)
+
+    def _bodiless(self, reply: Reply) -> bool:
+        """The length such an answer gives is that of another one's body (RFC 9110 8.6)."""
+        return reply.status == 304 or self.call.method == b"HEAD"
 
     async def _relay(self, trial: Trial) -> None:
         """Until the last byte; the bytes themselves go by callback."""

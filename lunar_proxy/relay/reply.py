@@ -54,6 +54,9 @@ MAX_PENDING = 256 * 1024
 # second at most, of which the watch may take a tick.
 AFTER_FINISH_S = 1.0 - 2 * TICK_S
 
+# What describes the compressed body, of an answer that is decoded here.
+_OF_THE_CODED = frozenset({b"content-encoding", b"content-length"})
+
 
 class Diverged(StreamBroken):
     """The answer to go on with says something else: the stream ends where it broke."""
@@ -171,7 +174,7 @@ class Reply:
         if self.kind is not Kind.OPAQUE and coding != b"identity":
             self._decoder = decoder(coding)
             if self._decoder is not None:
-                self.headers = tuple(pair for pair in headers if pair[0] != b"content-encoding")
+                self.headers = tuple(pair for pair in headers if pair[0] not in _OF_THE_CODED)
             elif status < 300:  # br or zstd, which nobody asked for: passed on unread
                 self.kind, self._first = Kind.OPAQUE, False
                 self._decide()

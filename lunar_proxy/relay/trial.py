@@ -8,6 +8,7 @@ can run for one call: one after another, or side by side (hedging).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ from lunar_proxy.core.errors import (
 )
 from lunar_proxy.core.exchange import Resume, Send
 from lunar_proxy.core.intake import MODEL_ENDPOINTS
+from lunar_proxy.core.jsonread import read_answer
 from lunar_proxy.core.jsonspan import name_model, rewrite_request
 from lunar_proxy.core.model import Annotate, Attempt, Call, Phase, Target
 from lunar_proxy.core.stream import CHAT, COMPLETION, OPAQUE, RESPONSES, Stream
@@ -267,7 +269,7 @@ class Trial:
             ask_usage = self.usage_asked
             # What the caller said to this very provider's host was not meant for us.
             there = call.via == self.target.provider
-            drop = frozenset[str]() if there else OURS
+            drop = frozenset[str]() if there else _ours(call.doc)
             body = rewrite_request(body, model=model, drop=drop, ask_usage=ask_usage, doc=call.doc)
             if model is None and call.endpoint in MODEL_ENDPOINTS and not there:
                 body = name_model(body, model_id)
@@ -323,7 +325,7 @@ class Trial:
         assert reply is not None
         if reply.status >= 400:
             raise self._provider_error(reply)
-        if reply.status >= 300:
+        if reply.status >= 300 and reply.status != 304:
             raise BadAnswer(f"the provider answered with a redirect ({reply.status})")
         if reply.kind is Kind.WHOLE and self.call.endpoint in METERED:
             self._check_json(reply)
@@ -341,7 +343,7 @@ class Trial:
     def _check_json(self, reply: Reply) -> None:
         body = reply.whole()
         try:
-            doc = self._doc = orjson.loads(body)
+            doc = self._doc = read_answer(body)
         except orjson.JSONDecodeError:
             raise BadAnswer("the provider's answer is not valid JSON") from None
         if isinstance(doc, dict) and doc.get("error"):
@@ -360,7 +362,7 @@ class Trial:
         raw = doc.get("usage")
         raw = raw if isinstance(raw, dict) and raw else None
         meter = self.meter
-        usage = meter.fix(raw, () if raw else (Said(0, content=answer.text_of(doc)),))
+        usage = meter.fix(raw, () if raw else (_said(doc),))
         if self.call.annotate is Annotate.FULL:
             if raw:
                 return annotate.add_to_usage(body, meter.added()), []
@@ -381,9 +383,19 @@ class Trial:
         return meter.added() if raw else meter.counts() + b"," + meter.added()
 
 
+def _said(doc: dict[str, Any]) -> Said:
+    text = answer.text_of(doc)
+    return Said(0, len(text), text)
+
+
+def _ours(doc: Mapping[str, Any]) -> frozenset[str]:
+    """The members to take out: OpenRouter's `provider`, an object, says nothing to us."""
+    return OURS - {"provider"} if isinstance(doc.get("provider"), dict) else OURS
+
+
 def _loads(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return read_answer(body)
     except orjson.JSONDecodeError:
         return None
 

@@ -82,13 +82,15 @@ class Admin:
             return web.Response(status=status, headers=fields, body=body)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if (handler := self._routes.get((request.method, request.path))) is not None:
+        # aiohttp leaves the body of a HEAD's answer out.
+        method = "GET" if request.method == "HEAD" else request.method
+        if (handler := self._routes.get((method, request.path))) is not None:
             return await handler(request)
-        if (about_keys := self._keys.route(request.method, request.path)) is not None:
+        if (about_keys := self._keys.route(method, request.path)) is not None:
             status, body, content_type = await about_keys(request)
             headers = {"content-type": content_type, "cache-control": "no-store"}
             return web.Response(status=status, headers=headers, body=body)
-        if (about_routes := self._router.route(request.method, request.path)) is not None:
+        if (about_routes := self._router.route(method, request.path)) is not None:
             return _json(await about_routes(request))
         raise NotFound(f"there is nothing at {request.method} {request.path[:200]}")
 

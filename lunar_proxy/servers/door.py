@@ -222,6 +222,9 @@ class Door(asyncio.Protocol):
         if (len(data) if end < 0 else end) > MAX_HEAD:
             self._refuse(head_too_large())
             return
+        if end < 0 and b"\n\n" in data:  # ended by LF alone: waiting would be for nothing
+            self._leave(data, len(data))
+            return
         if end < 0:
             if not self._buffer:
                 self._watch(HEAD_TIMEOUT_S)

@@ -130,6 +130,9 @@ class HttpDoor(web.Server):
         if request.version < (1, 0):
             raise InvalidRequest("HTTP/1.0 or newer is needed", code="bad_http")
         headers: Headers = tuple((k.lower(), v) for k, v in request.raw_headers)
+        _check_framing(request, headers)
+        if request.method == "TRACE":  # its answer is the request, our key in it (RFC 9110 9.3.8)
+            raise MethodNotAllowed("TRACE is not passed on")
         via, target = self._target(request, headers)
         path, mark, query = target.partition(b"?")
         check_path(path)
@@ -166,6 +169,8 @@ class HttpDoor(web.Server):
         return Attachment(authority, secure, h.get(headers, b"proxy-authorization")), target
 
     def _route(self, method: bytes, path: bytes) -> Route | None:
+        if method == b"HEAD":  # a GET but for its body, which aiohttp leaves out (RFC 9110 9.3.2)
+            method = b"GET"
         route = self._routes.get((method, path))
         if route is None and path in self._paths:
             allowed = sorted(m.decode() for m, p in self._routes if p == path)
@@ -308,6 +313,8 @@ class QueueClient:
         response = web.StreamResponse(status=status, headers=_fields(headers))
         if length is not None:
             response.content_length = length
+        elif request.version < (1, 1):
+            response.force_close()  # HTTP/1.0 has no chunks: the body ends with the connection
         elif status not in (204, 304):
             response.enable_chunked_encoding()
         await response.prepare(request)
@@ -318,7 +325,8 @@ class QueueClient:
             data = b"".join(self._queue)
             self._queue.clear()
             self._size = 0
-            await response.write(data)
+            if request.method != "HEAD":  # its client would take a body for the next answer
+                await response.write(data)
             if self._source is not None:
                 self._source.resume()
         if self._cut:
@@ -356,6 +364,16 @@ class _Handler(RequestHandler):
         response = _response(Answer(*error_answer(error, [])))
         response.force_close()
         return response
+
+
+def _check_framing(request: web.BaseRequest, headers: Headers) -> None:
+    """aiohttp unwraps the last transfer coding and leaves the others in the body; and HTTP/1.0,
+    which has none, may have been read differently in front of us (RFC 9112 6.1)."""
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or request.version < (1, 1)):
+        raise InvalidRequest(
+            "the only Transfer-Encoding understood is chunked, of HTTP/1.1", code="bad_http"
+        )
 
 
 def _response(answer: Answer) -> web.Response:

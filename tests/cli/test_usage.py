@@ -54,7 +54,8 @@ def test_a_table_adds_up(url: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_keeps_all_decimals(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = usage(url, capsys, "--format", "json", "--since", "30d")
+    text = usage(url, capsys, "--json", "--since", "30d")
+    assert text == usage(url, capsys, "--format", "json", "--since", "30d")
     first, second = json.loads(text, parse_float=Decimal)
     assert first["name"] == "team-a"
     assert first["key"].startswith("key_")

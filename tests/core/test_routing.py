@@ -63,6 +63,7 @@ def test_resolves(name: str, expected: list[str]) -> None:
 
 REFUSED = {
     "unknown": (Asked("nope"), ModelNotFound, "not known here"),
+    "a prefix alone": (Asked("openai/"), ModelNotFound, "a provider alone"),
     "unknown prefix": (Asked("nope/x"), ModelNotFound, "not known here"),
     "a misspelt alias": (Asked("smrt"), ModelNotFound, "did you mean 'smart'"),
     "off for want of a key": (Asked("off/x"), ModelNotFound, "OFF_API_KEY is not set"),

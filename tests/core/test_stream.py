@@ -36,6 +36,8 @@ def event(doc: Any) -> bytes:
     return b"data: " + orjson.dumps(doc) + b"\n\n"
 
 
+# Members that orjson cannot read and clients can.
+ODD = [rb'"\ud83d"', b"NaN", b"1e400"]
 ROLE = chunk({"role": "assistant", "content": ""})
 HELLO = chunk({"content": "Hello"})
 STOP = chunk(finish="stop")
@@ -45,6 +47,14 @@ ERROR = event({"error": {"message": "overloaded"}})
 
 
 # --- bytes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_content_beside_a_member_that_is_hard_to_read_is_content(odd: bytes) -> None:
+    stream = opened(CHAT)
+    first = HELLO.replace(b'"finish_reason":null', b'"logprobs":' + odd)
+    assert odd in first
+    assert stream.feed(first) == first
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -53,6 +53,7 @@ BODIES = {
         "unknown_provider",
     ),
     "unknown model": (orjson.dumps(chat("no-such-model-7b")), 404, "model_not_found"),
+    "a path for a model": (orjson.dumps(chat("azure/..")), 400, "invalid_request_error"),
     "unknown deployment": (orjson.dumps(chat("lunar/nobody")), 404, "model_not_found"),
     "a provider that is off": (orjson.dumps(chat("xai/grok-4")), 404, "model_not_found"),
     "too large": (TOO_LARGE, 413, "body_too_large"),
@@ -65,6 +66,7 @@ def head(*fields: str, line: str = f"POST {CHAT} HTTP/1.1") -> bytes:
     )
 
 
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
 LENGTH = f"Content-Length: {len(GOOD)}"
 
 # name -> bytes on the wire, the statuses that may answer them
@@ -76,6 +78,11 @@ WIRE = {
     "TE twice": (
         head("Transfer-Encoding: chunked", "Transfer-Encoding: identity") + b"0\r\n\r\n",
         {400, 501},
+    ),
+    "TE of two kinds": (head("Transfer-Encoding: gzip, chunked") + CHUNKED, {400, 501}),
+    "TE in HTTP/1.0": (
+        head("Transfer-Encoding: chunked", line=f"POST {CHAT} HTTP/1.0") + CHUNKED,
+        {400},
     ),
     "two equal CLs": (head(LENGTH, LENGTH) + GOOD, {400}),
     "two CLs": (head(LENGTH, "Content-Length: 5") + GOOD, {400}),
@@ -101,6 +108,7 @@ WIRE = {
     "a header without a colon": (head(LENGTH, "nonsense") + GOOD, {400}),
     "a NUL in a header": (head(LENGTH, "X-A: a\0b") + GOOD, {400}),
     "a bare CR in a header": (head(LENGTH, "X-A: a\rb") + GOOD, {400}),
+    "lines that end in LF alone": ((head(LENGTH).replace(b"\r", b"") + GOOD), {400}),
     "a NUL in the path": (head(line="GET /v1/fi\0les HTTP/1.1"), {400}),
     "a space in the path": (head(line="GET /v1/fi les HTTP/1.1"), {400}),
     "an unknown version": (head(LENGTH, line=f"POST {CHAT} HTTP/9.9") + GOOD, {400, 505}),
@@ -118,6 +126,7 @@ WIRE = {
 }
 
 ELSEWHERE = {
+    "an echo of our key": ("TRACE", "/v1/files", 405, "method_not_allowed"),
     "outside of /v1": ("GET", "/v2/chat", 404, "not_found"),
     "the root": ("GET", "/", 404, "not_found"),
     "admin paths": ("GET", "/metrics", 404, "not_found"),
@@ -187,9 +196,9 @@ def test_a_misspelt_provider_gets_a_hint(proxy: Proxy) -> None:
     assert "openai" in answer.error["message"]
 
 
-def test_a_request_behind_a_refused_one_is_not_read(proxy: Proxy) -> None:
-    hidden = request_bytes(chat())
-    raw = talk(proxy.address, head(LENGTH, "Transfer-Encoding: chunked") + GOOD + hidden)
+@pytest.mark.parametrize("wire", ["both CL and TE", "TE in HTTP/1.0"])
+def test_a_request_behind_a_refused_one_is_not_read(proxy: Proxy, wire: str) -> None:
+    raw = talk(proxy.address, WIRE[wire][0] + request_bytes(chat()))
     assert raw.count(b"HTTP/1.") == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import re
 import socket
 import zlib
 
@@ -26,6 +27,7 @@ from lunar_proxy.testing import (
 from .conftest import PLANTED
 from .harness import CHAT, Proxy, Stage, ask, chat, request_bytes, talk
 
+JSON = {"content-type": "application/json"}
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 
 # name -> what the client sends, what the provider must get
@@ -41,6 +43,10 @@ BODIES = {
     "numbers keep their spelling": (
         b'{"model":"openai/gpt-4o","messages":[],"seed":18446744073709551615,"a":1e-7,"b":1.0,"c":-0}',
         b'{"model":"gpt-4o","messages":[],"seed":18446744073709551615,"a":1e-7,"b":1.0,"c":-0}',
+    ),
+    "a number no double can hold": (
+        b'{"big":1E400,"model":"openai/gpt-4o","messages":[]}',
+        b'{"big":1E400,"model":"gpt-4o","messages":[]}',
     ),
     "unknown members and escapes": (
         rb'{"x_new":{"model":"openai/gpt-4o"},"model":"openai/gpt-4o","messages":[],"e":"\u00e9\/"}',
@@ -66,6 +72,10 @@ BODIES = {
         b'{"provider":"openai","model":"gpt-4o","messages":[],"cost_weight":0.5,'
         b'"fallbacks":["groq/llama-3.3-70b-versatile"]}',
         b'{"model":"gpt-4o","messages":[]}',
+    ),
+    "OpenRouter's provider object is not ours": (
+        b'{"provider":{"order": ["azure"]},"model":"openai/gpt-4o","messages":[],"cost_weight":1}',
+        b'{"provider":{"order": ["azure"]},"model":"gpt-4o","messages":[]}',
     ),
     "usage is asked for in a stream": (
         b'{"model":"openai/gpt-4o","messages":[],"stream":true,"stream_options":{"x":1}}',
@@ -146,12 +156,6 @@ def test_prefix_and_provider_must_agree(proxy: Proxy, stage: Stage, door: str) -
     assert answer.status == 400
     assert answer.error["code"] == "provider_conflict"
     assert stage.requests == []
-
-
-def test_openrouters_provider_object_passes(proxy: Proxy, stage: Stage) -> None:
-    stage.play(chat_answer("Hi"))
-    sent = chat("openrouter/openai/gpt-4o", provider={"order": ["azure"]})
-    assert ask(proxy.url, sent).status == 200
 
 
 def test_credentials_are_the_providers_own(proxy: Proxy, stage: Stage, door: str) -> None:
@@ -242,6 +246,34 @@ def _body(script: Script) -> bytes:
     return b"".join(step.data for step in script if isinstance(step, Chunk))
 
 
+@pytest.mark.parametrize("odd", [rb'"\ud83d"', b"NaN", b"-Infinity", b"1e400"])
+def test_an_answer_that_clients_can_read_is_not_refused(
+    proxy: Proxy, stage: Stage, door: str, odd: bytes
+) -> None:
+    said = b'{"choices":[{"message":{"content":"Hi"},"odd":' + odd + b"}],"
+    usage = b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2'
+    stage.play([Head(200, JSON), Chunk(said + usage + b"}}"), End()])
+    answer = ask(proxy.url, chat("my-vllm/llama-3-70b"), door=door)
+    assert answer.status == 200
+    assert answer.body.startswith(said + usage + b',"input_cost_usd":0.001,')
+
+
+def test_what_is_not_counted_there_is_counted_here_whole_and_streamed_alike(
+    proxy: Proxy, stage: Stage
+) -> None:
+    said = "The quick brown fox jumps over the lazy dog, again and again and again."
+    stage.play(chat_answer(said))
+    whole = ask(proxy.url, chat("my-vllm/llama-3-70b")).doc["usage"]
+    stage.play(chat_stream(said))
+    stream = ask(proxy.url, chat("my-vllm/llama-3-70b", stream=True)).body
+    (spliced,) = [event for event in stream.split(b"\n\n") if b'"usage"' in event]
+    for usage in (whole, orjson.loads(spliced.removeprefix(b"data: "))["usage"]):
+        assert usage["estimated"] is True
+        assert 15 <= usage["completion_tokens"] <= 20  # o200k_base says 16
+        assert usage["output_cost_usd"] == pytest.approx(usage["completion_tokens"] * 0.002)
+        assert usage["completion_tokens"] == whole["completion_tokens"]
+
+
 def test_a_provider_that_refuses_stream_options_is_remembered(proxy: Proxy, stage: Stage) -> None:
     def play(request: Request) -> Script:
         if "stream_options" in request.doc:
@@ -288,6 +320,58 @@ def test_any_method_passes(proxy: Proxy, stage: Stage, method: str) -> None:
     assert (stage.request.method, stage.request.path) == (method, "/openai/v1/files/file-1?limit=2")
     assert stage.request.body == (body or b"")
     assert answer.body == (b"" if method == "HEAD" else b'{"id":"file-1"}')
+
+
+# name -> the provider's answer without a body, the status and the length that arrive
+BODILESS = {
+    "HEAD of JSON": ("HEAD", Head(200, JSON | {"content-length": "377"}), 200, "377"),
+    "HEAD of JSON without a length": ("HEAD", Head(200, JSON), 200, None),
+    "HEAD of what is compressed": (
+        "HEAD",
+        Head(200, JSON | {"content-encoding": "gzip", "content-length": "37"}),
+        200,
+        None,
+    ),
+    "HEAD of audio": (
+        "HEAD",
+        Head(200, {"content-type": "audio/mpeg", "content-length": "9"}),
+        200,
+        "9",
+    ),
+    "HEAD of what the provider refuses": ("HEAD", Head(404, JSON), 404, "0"),
+    "HEAD of a redirect": ("HEAD", Head(302, {"location": "/"}), 502, None),
+    "not modified": ("GET", Head(304, {"etag": "x"}), 304, None),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "status", "length"), BODILESS.values(), ids=BODILESS.keys()
+)
+def test_an_answer_without_a_body_leaves_the_connection_clean(
+    proxy: Proxy, stage: Stage, method: str, head: Head, status: int, length: str | None
+) -> None:
+    stage.play([head, End()])
+    asked = f"{method} /v1/files/file-1 HTTP/1.1\r\nHost: proxy\r\n\r\n"
+    next_asked = "GET /health HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n"
+    said = talk(proxy.address, (asked + next_asked).encode())
+    fields, _, rest = said.partition(b"\r\n\r\n")
+    assert fields.startswith(b"HTTP/1.1 %d " % status)
+    assert rest.startswith(b"HTTP/1.1 200 OK")  # what is between them would be read as its answer
+    found = re.search(rb"\r\ncontent-length: (\d+)", fields, re.IGNORECASE)
+    if status < 500:
+        assert (found[1].decode() if found else None) == length
+
+
+@pytest.mark.parametrize("keep_alive", ["", "Connection: keep-alive\r\n"])
+def test_http_1_0_gets_a_stream_without_chunks(proxy: Proxy, stage: Stage, keep_alive: str) -> None:
+    played = chat_stream("Hello there")
+    stage.play(played)
+    sent = request_bytes(chat(stream=True), headers="x-lunar-annotate: off\r\n" + keep_alive)
+    said = talk(proxy.address, sent.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    fields, _, body = said.partition(b"\r\n\r\n")
+    assert fields.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"transfer-encoding" not in fields.lower()
+    assert body == _body(played)
 
 
 def test_the_header_names_the_provider(proxy: Proxy, stage: Stage) -> None:

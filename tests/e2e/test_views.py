@@ -53,6 +53,14 @@ def test_health_is_on_both_listeners(proxy: Proxy) -> None:
     assert get(proxy.admin, "/-/ready")["status"] == "ready"
 
 
+def test_head_is_get_without_the_body(proxy: Proxy) -> None:
+    for url, path in ((proxy.url, "/health"), (proxy.url, "/v1/models"), (proxy.admin, "/-/ready")):
+        whole = ask(url, path=path, method="GET")
+        head = ask(url, path=path, method="HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.body))
+
+
 def test_the_config_is_shown_masked(proxy: Proxy) -> None:
     shown = ask(proxy.admin, path="/-/config", method="GET").body.decode()
     assert "my-vllm" in shown

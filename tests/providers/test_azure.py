@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lunar_proxy.core.errors import InvalidRequest
 from lunar_proxy.core.model import Target
 from lunar_proxy.providers import DIALECTS
 from lunar_proxy.providers.base import Account, Origin, static_head
@@ -123,3 +124,9 @@ def test_without_a_key_none_is_sent() -> None:
     made = DIALECTS["azure"].request(call(), Target("azure", "m"), account(), None, b"")
     assert b"api-key" not in made.head
     assert made.secret == b""
+
+
+@pytest.mark.parametrize("model", [".", ".."])
+def test_a_model_cannot_lead_to_another_path(model: str) -> None:
+    with pytest.raises(InvalidRequest):
+        asked("/v1/chat/completions", model=model)
