@@ -351,7 +351,12 @@ class App:
                 if self.forward is not None:
                     await self.forward.quiet()
         self.gateway.draining = True
+        for door in list(self.doors):
+            door.cut()
         await http.shutdown(timeout=0.5)
+        with suppress(TimeoutError):  # what was cut is settled, too
+            async with asyncio.timeout(1):
+                await self.gateway.idle()
 
     def _max_body(self) -> int:
         return int(self.config.max_body_mb * 1024 * 1024)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import resource
 import signal
 import socket
@@ -87,15 +88,22 @@ def _not_ready(proxy: Proxy) -> Any:
     return answer.doc if answer.status == 503 else None
 
 
-def test_a_stream_without_end_is_cut_when_the_time_is_up(tmp_path: Path, stage: Stage) -> None:
+def test_a_stream_without_end_is_cut_when_the_time_is_up(
+    tmp_path: Path, stage: Stage, door: str
+) -> None:
     stage.play([Head(200, {"content-type": "text/event-stream"}), Chunk(EVENT)])
     with (
         serving(tmp_path, config(stage.upstream.url) | {"drain_s": 0.5}) as proxy,
-        opened(proxy.url, chat(stream=True)) as response,
+        opened(proxy.url, chat(stream=True), door=door) as response,
     ):
         response.read(len(EVENT))
         assert proxy.stop() == 0
+        with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+            response.read()
     stage.closed_by_proxy(stage.request)
+    (record,) = [record for record in proxy.records() if record["event"] == "call"]
+    assert (record["status"], record["disconnected"]) == (499, "stream")
+    assert record["output_tokens"] > 0
 
 
 def test_an_idle_connection_does_not_hold_the_end_up(tmp_path: Path, stage: Stage) -> None:
