@@ -4,9 +4,10 @@
 checks a JWT; `gateway` is the life of a request, `books` what is written down of it; `views` are
 the documents about models, providers and prices.
 
-Where a call leaves the model to us: `decider` loads the router and decides, `choices` finds what
-it may choose among, `router` makes a plan of its decision, `answers` says it to the client,
-`learning` takes what is said of the answer. `explain` shows a plan without carrying it out.
+`planner` says where a call may go. Where that leaves the model to us, `decider` loads the router
+and decides, `choices` finds what it may choose among, `router` makes a plan of its decision,
+`answers` says it to the client, `learning` takes what is said of the answer. `explain` shows a plan
+without carrying it out.
 """
 
 from .admission import Caller, Callers

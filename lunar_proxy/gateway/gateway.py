@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lunar_proxy.core import routerask, routing
+from lunar_proxy.core import routerask
 from lunar_proxy.core.attachment import sites_at
 from lunar_proxy.core.connect import Authority
 from lunar_proxy.core.errors import (
@@ -28,20 +28,17 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
 from lunar_proxy.core.intake import (
-    MODEL_ENDPOINTS,
     Incoming,
-    fallbacks,
     read_call,
     request_id,
     timeout_s,
     unread_call,
 )
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Call, Fields, Headers, Identity, Outcome, Target
+from lunar_proxy.core.model import Call, Headers, Outcome, Target
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.core.render import error_answer, masked, retry_headers
-from lunar_proxy.core.routerask import is_auto
-from lunar_proxy.core.routing import Asked, Catalogue, Facts
+from lunar_proxy.core.routing import Facts
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.relay.carry import Carrier
 from lunar_proxy.relay.client import Client
@@ -52,12 +49,13 @@ from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Reservation, Store
 
-from .admission import Caller, Callers, Limiter, Taken, limits_of, permitted
+from .admission import Caller, Callers, Limiter, Taken, limits_of
 from .answers import Running, Told, WithRouting
 from .books import Books, Closed
 from .decider import Decider
 from .learning import Answered, Learner
-from .router import ROUTABLE, Routed, Router
+from .planner import Planner
+from .router import Routed, Router
 from .runtime import Runtime
 from .sites import Visit, Visited, destination, moved, visit
 
@@ -65,8 +63,6 @@ logger = logging.getLogger(__name__)
 
 # nginx's status for a client that closed the connection; never sent, only logged and counted.
 CLIENT_CLOSED_REQUEST = 499
-# Plans of a single target that are remembered; names come from clients, so there is a bound.
-MAX_PLANS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +111,14 @@ class Gateway:
         self._quiet = asyncio.Event()
         self._no_usage: set[str] = set()
         self._watch = Watch()
-        self._plans: dict[Asked, list[Target]] = {}
         self.use(runtime, callers)
 
     def use(self, runtime: Runtime, callers: Callers) -> None:
         self.runtime = runtime
-        self._plans = {}
         self.callers = callers
         self.health.breaker = runtime.breaker
         config = runtime.config
-        self.facts = self._facts(runtime)
+        self.planner = Planner(runtime, self._facts(runtime), self.router)
         self._default_limits = limits_of(runtime.config.limits) or Limits()
         self._engine = Engine(
             directory=runtime,
@@ -221,10 +215,10 @@ class Gateway:
             self.learner.heed(said, _subject(call))
         if call.endpoint == routerask.ENDPOINT and call.via is None:
             return await self._admit_ask(ticket, runtime, call, client)
-        if self._leaves_it_to_us(runtime, call):
-            _, ticket.routed, plan = await self.planned(runtime, call, incoming.fields)
+        if self.planner.waits(call):
+            _, ticket.routed, plan = await self.planner.planned(call, incoming.fields)
         else:
-            plan = self._plan(runtime, call, incoming.fields)
+            plan = self.planner.plan(call, incoming.fields)
         return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
 
     async def _admit_ask(
@@ -237,7 +231,7 @@ class Gateway:
             raise InvalidRequest("send a JSON object", code="invalid_json")
         ask = routerask.read_ask(call)
         ticket.call = call = call._replace(model=routerask.auto_name(ask))
-        decided = await self.router.choose(runtime, self.facts, call, ask)
+        decided = await self.router.choose(runtime, self.planner.facts, call, ask)
         document = decided.document()
         if not ask.execute:
             name = Target("", decided.selected.name)
@@ -248,9 +242,10 @@ class Gateway:
             head = ((b"x-request-id", ticket.id.encode()), *headers)
             return Told(client, head, routerask.decision_only(ticket.id, created, document))
         chat = routerask.chat_call(call, call.model)
-        asked = self._asked(runtime, chat, ticket.incoming.fields)
-        ticket.routed = self.router.planned(runtime, self.facts, asked, decided)
-        plan = self._routed_plan(ticket.routed, chat)
+        planner = self.planner
+        asked = planner.asked(chat, ticket.incoming.fields)
+        ticket.routed = self.router.planned(runtime, planner.facts, asked, decided)
+        plan = planner.routed_plan(ticket.routed, chat)
         spliced = WithRouting(client, document, stream=call.stream)
         return await self._carrier(ticket, runtime, chat, plan, spliced, None)
 
@@ -355,16 +350,6 @@ class Gateway:
         """Whether a provider lives at this host."""
         return bool(sites_at(self.runtime.sites, authority))
 
-    async def planned(
-        self, runtime: Runtime, call: Call, fields: Fields
-    ) -> tuple[Asked, Routed | None, list[Target]]:
-        """What a call asks for, and the targets it may go to; waits for the router if need be."""
-        asked = self._asked(runtime, call, fields)
-        if not self._leaves_it_to_us(runtime, call):
-            return asked, None, self._plan(runtime, call, fields)
-        routed = await self.router.route(runtime, self.facts, call, asked)
-        return asked, routed, self._routed_plan(routed, call)
-
     async def idle(self) -> None:
         """Until no call is under way."""
         while self.inflight:
@@ -378,11 +363,6 @@ class Gateway:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _leaves_it_to_us(self, runtime: Runtime, call: Call) -> bool:
-        """Whether the model, or the order of an alias, is the router's to say."""
-        wanted = call.model in runtime.routed or (is_auto(call.model) and call.via is None)
-        return wanted and call.endpoint in ROUTABLE
-
     def _remember(self, routed: Routed, outcome: Outcome) -> None:
         """Who answered a routed call, for what may be said of the answer."""
         if not self.learner.on or outcome.error is not None or outcome.target is None:
@@ -390,83 +370,6 @@ class Gateway:
         if (found := routed.measured_as(outcome.target)) is not None:
             answered = Answered(*found, caller=_subject(outcome.call))
             self.learner.remember(outcome.call.id, answered)
-
-    def _routed_plan(self, routed: Routed, call: Call) -> list[Target]:
-        plan = routing.plan(routed.asked, routed.catalogue, routed.facts)
-        return self._narrowed(call.identity, routed.asked, plan, routed.catalogue, routed.facts)
-
-    def _plan(self, runtime: Runtime, call: Call, fields: Fields) -> list[Target]:
-        asked = self._asked(runtime, call, fields)
-        if not asked.model and asked.provider is not None and call.endpoint not in MODEL_ENDPOINTS:
-            known = runtime.catalogue_for(call.via).providers
-            if asked.provider not in known:
-                raise NotFound(f"provider '{asked.provider}' is not configured")
-            return permitted(call.identity, f"{asked.provider}/", [Target(asked.provider, "")])
-        plan = self._plan_of(runtime, asked)
-        catalogue = runtime.catalogue_for(asked.host)
-        return self._narrowed(call.identity, asked, plan, catalogue, self.facts)
-
-    def _narrowed(
-        self,
-        identity: Identity | None,
-        asked: Asked,
-        plan: list[Target],
-        catalogue: Catalogue,
-        facts: Facts,
-    ) -> list[Target]:
-        """What the key may use of a plan. A fallback that the request names is asked for as much
-        as the model is; one of the config's comes with the model."""
-        if identity is None or not identity.models:
-            return plan
-        if not asked.fallbacks:
-            return permitted(identity, _full_name(asked, self.runtime), plan)
-        first = routing.resolve(asked, catalogue, facts)
-        allowed = set(permitted(identity, _full_name(asked, self.runtime), first))
-        for name in asked.fallbacks:
-            allowed.update(
-                permitted(identity, name, routing.resolve(Asked(name), catalogue, facts))
-            )
-        return [target for target in plan if target in allowed]
-
-    def _plan_of(self, runtime: Runtime, asked: Asked) -> list[Target]:
-        catalogue = runtime.catalogue_for(asked.host)
-        if asked.fallbacks is not None:
-            return routing.plan(asked, catalogue, self.facts)
-        if (known := self._plans.get(asked)) is not None:
-            return known
-        plan = routing.plan(asked, catalogue, self.facts)
-        if len(plan) == 1 and len(self._plans) < MAX_PLANS:
-            self._plans[asked] = plan  # nothing measured can change the order of one target
-        return plan
-
-    def _asked(self, runtime: Runtime, call: Call, fields: Fields) -> Asked:
-        if call.via is not None:
-            return self._asked_there(call, call.via, fields)
-        doc = call.doc or {}
-        provider = doc.get("provider")
-        if not isinstance(provider, str):  # OpenRouter's `provider` is an object: not ours
-            raw = fields.get(b"x-lunar-provider")
-            provider = raw.decode("latin-1").strip() if raw else None
-        listed = fallbacks(doc, fields) if call.endpoint in MODEL_ENDPOINTS else []
-        model = call.model
-        if not model and listed:
-            model, listed = listed[0], listed[1:]
-        if not model and provider is None:
-            provider = self._default_provider(runtime)
-        return Asked(model, provider, call.own_key is not None, listed)
-
-    def _asked_there(self, call: Call, via: str, fields: Fields) -> Asked:
-        """What the body says besides the model was said to that provider, not to us."""
-        own_key = call.own_key is not None
-        if not call.model:
-            return Asked("", via, own_key)
-        listed = fallbacks({}, fields) if call.endpoint in MODEL_ENDPOINTS else []
-        return Asked(call.model, None, own_key, listed, host=via)
-
-    def _default_provider(self, runtime: Runtime) -> str:
-        """CONTRACT 7: openai; where it is off, the only provider there is."""
-        enabled = [id for id, known in runtime.catalogue.providers.items() if known.enabled]
-        return enabled[0] if len(enabled) == 1 else "openai"
 
     def _facts(self, runtime: Runtime) -> Facts:
         health = self.health
@@ -580,10 +483,3 @@ class Gateway:
 
 def _subject(call: Call) -> str | None:
     return call.identity.id if call.identity is not None else None
-
-
-def _full_name(asked: Asked, runtime: Runtime) -> str:
-    """What a key must allow: at a provider's host a name is that provider's, slashes and all."""
-    if asked.host is None or asked.model in runtime.catalogue.aliases:
-        return asked.model
-    return f"{asked.host}/{asked.model}"

@@ -46,7 +46,7 @@ def providers(gateway: Gateway, model: str | None) -> list[dict[str, Any]]:
     """All providers, or those that serve `model`. Raises ModelNotFound."""
     catalogue = gateway.runtime.catalogue
     if model is not None:
-        targets = resolve(Asked(model, own_key=True), catalogue, gateway.facts)
+        targets = resolve(Asked(model, own_key=True), catalogue, gateway.planner.facts)
         return [_provider(gateway, target.provider, target) for target in targets]
     rows = [_provider(gateway, id, None) for id in catalogue.providers]
     rows += [
