@@ -19,7 +19,7 @@ from lunar_proxy.core.identity import (
     proxy_credential,
 )
 from lunar_proxy.core.intake import Incoming
-from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict, refusal
+from lunar_proxy.core.limits import Ask, Limits, Verdict, refusal
 from lunar_proxy.core.model import Call, Identity, Outcome, Target
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, plain_cost
@@ -149,15 +149,7 @@ def _listed(key: AuthKey) -> KeyRecord:
 
 
 def limits_of(configured: ConfiguredLimits | None) -> Limits | None:
-    if configured is None:
-        return None
-    budget = configured.budget
-    return Limits(
-        configured.requests_per_minute,
-        configured.tokens_per_minute,
-        configured.concurrent_requests,
-        Budget(budget.usd, budget.per) if budget is not None else None,
-    )
+    return None if configured is None else configured.compiled()
 
 
 def permitted(identity: Identity | None, name: str, targets: list[Target]) -> list[Target]:

@@ -101,7 +101,7 @@ def test_a_call_is_counted(proxy: Proxy, stage: Stage, door: str, stream: bool) 
     labels = {"provider": "my-vllm", "model": "llama-3-70b", "endpoint": "chat/completions"}
     labels |= {"status": "200", "stream": str(stream).lower()}
     series = {"gen_ai_provider_name": "my-vllm", "gen_ai_request_model": "llama-3-70b"}
-    series |= {"error_type": ""}
+    series |= {"gen_ai_operation_name": "chat", "error_type": ""}
     before = metrics(proxy)
     stage.play(scripted("Hello there", USAGE))
     ask(proxy.url, chat(MODEL, stream=stream), door=door)

@@ -288,7 +288,7 @@ def test_gzip_that_breaks_off_ends_in_an_error(scene: Scene) -> None:
 
 def test_gzip_that_turns_into_noise_ends_in_an_error(scene: Scene) -> None:
     words = gzipped(*CHAT.preamble, *map(CHAT.word, SAID))
-    scene.plays("a", (GZIP_SSE, *words[:-1], Chunk(b"\xff" * 100), End()))
+    scene.plays("a", (GZIP_SSE, *words[:-1], Pause(0.2), Chunk(b"\xff" * 100), End()))
     answer = scene.ask(CHAT, stream=True)
     ends_in_error(answer, CHAT, "upstream_bad_answer")
 
