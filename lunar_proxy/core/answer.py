@@ -39,16 +39,23 @@ def text_of(doc: dict[str, Any]) -> str:
     return "\n".join(_texts(doc)).encode("utf-8", "replace").decode()
 
 
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _texts(item)
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            if key == "reasoning" and node.get("reasoning_content"):
-                continue  # some send both spellings of the same text
-            if isinstance(value, str):
-                if key in _TEXT and value:
-                    yield value
-            elif key in _INSIDE:
-                yield from _texts(value)
+def _texts(doc: dict[str, Any]) -> Iterator[str]:
+    """In a loop, since an answer may be nested deeper than our stack."""
+    pending: list[Any] = [doc]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, list):
+            pending += [item for item in reversed(node) if not isinstance(item, str)]
+        elif isinstance(node, dict):
+            pending += reversed(list(_in_members(node)))
+
+
+def _in_members(node: dict[str, Any]) -> Iterator[Any]:
+    """The values of an object that are text, or may have some inside."""
+    for key, value in node.items():
+        if key == "reasoning" and node.get("reasoning_content"):
+            continue  # some send both spellings of the same text
+        if key in (_TEXT if isinstance(value, str) else _INSIDE) and value:
+            yield value

@@ -148,17 +148,26 @@ def _completion_pieces(doc: Any) -> Iterator[Piece]:
 
 
 def _text(value: Any) -> str:
-    """The text in a string, in Mistral's list of typed parts, or in tool calls."""
+    """The text in a string, in Mistral's list of typed parts, or in tool calls.
+
+    However deep a provider nests it: an answer that is only relayed must not end our stack.
+    """
     if isinstance(value, str):
         return value
-    if isinstance(value, list):
-        return "".join(_text(part) for part in value)
-    if isinstance(value, dict):
-        function = value.get("function") or value
-        if isinstance(function, dict) and ("name" in function or "arguments" in function):
-            return _text(function.get("name")) + _text(function.get("arguments"))
-        return _text(value.get("text") or value.get("thinking"))
-    return ""
+    texts, pending = [], [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, list):
+            pending += reversed(part)
+        elif isinstance(part, dict):
+            function = part.get("function") or part
+            if isinstance(function, dict) and ("name" in function or "arguments" in function):
+                pending += (function.get("arguments"), function.get("name"))
+            else:
+                pending.append(part.get("text") or part.get("thinking"))
+    return "".join(texts)
 
 
 def choices_of(doc: Any) -> list[tuple[int, dict[str, Any]]]:

@@ -433,12 +433,10 @@ class Gateway:
         for account in self.runtime.accounts.values():
             for key in account.keys:
                 body = masked(body, key)
-        headers = [
-            pair
-            for pair in for_client(error.provider_headers)
-            if pair[0] not in (b"retry-after", b"retry-after-ms")
-        ]
+        headers = for_client(error.provider_headers)
         if error.retry_after_s is not None:
+            said = (b"retry-after", b"retry-after-ms")
+            headers = [pair for pair in headers if pair[0] not in said]
             headers += retry_headers(error.retry_after_s)
         client.head(error.provider_status, headers + extra, len(body))
         client.write(body)

@@ -222,11 +222,12 @@ class Carrier:
         """From here on the client has our answer; `core.exchange` says what that means."""
         reply = trial.reply
         assert reply is not None
+        trial.meter.first_token()
+        whole = reply.kind is Kind.WHOLE and not self._bodiless(reply)
+        body, extra = trial.annotated() if whole else (b"", [])
         self.exchange.commit()
         self.status, self._stream = reply.status, reply.stream
-        trial.meter.first_token()
-        if reply.kind is Kind.WHOLE and not self._bodiless(reply):
-            body, extra = trial.annotated()
+        if whole:
             self.client.head(reply.status, self._head(reply) + extra, len(body))
             self.client.write(body)
             reply.settle_whole()

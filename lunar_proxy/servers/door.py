@@ -130,6 +130,7 @@ class Door(asyncio.Protocol):
     """One client connection, and the `Client` of each of its calls in turn."""
 
     __slots__ = (
+        "_answering",
         "_body",
         "_buffer",
         "_call",
@@ -165,6 +166,7 @@ class Door(asyncio.Protocol):
         self._reading_paused = False
         self._chunked = False
         self._keep_alive = True
+        self._answering = False  # a call is owed an end
         self._out = b""
         self._due = math.inf  # when this connection has been too slow
         self._rings_at = math.inf
@@ -270,6 +272,7 @@ class Door(asyncio.Protocol):
             b"POST", head.path, b"", head.fields, body, self._peer, now, via=self._doorway.via
         )
         self._stop_watching()
+        self._answering = True
         self._call = Drive(self._run(incoming), name="call")
         self._call.go_on()
 
@@ -285,6 +288,9 @@ class Door(asyncio.Protocol):
         self._source = None
         transport = self._transport
         if transport is None:
+            return
+        if self._answering:  # something failed where nobody could say so: no one may wait for it
+            transport.abort()
             return
         if not self._keep_alive:
             transport.close()
@@ -360,12 +366,14 @@ class Door(asyncio.Protocol):
             self._transport.write(data)
 
     def end(self) -> None:
+        self._answering = False
         tail = b"0\r\n\r\n" if self._chunked else b""
         data, self._out = self._out + tail, b""
         if data and self._transport is not None:
             self._transport.write(data)
 
     def cut(self) -> None:
+        self._answering = False
         self._keep_alive = False
         if self._transport is not None:
             self._transport.abort()

@@ -11,6 +11,13 @@ def message(**members: Any) -> dict[str, Any]:
     return {"id": "x", "model": "m", "choices": [{"index": 0, "message": members}]}
 
 
+def nested(value: Any, levels: int = 5000) -> Any:
+    """Deeper than the stack."""
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "chat": (message(role="assistant", content="hi"), "hi"),
     "several choices": (
@@ -53,6 +60,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
         "hm\nhi\nf\n{}",
     ),
     "embeddings": ({"object": "list", "data": [{"embedding": [0.1]}]}, ""),
+    "deep down": (message(content=nested({"text": "hi"})), "hi"),
     "nothing": ({}, ""),
 }
 

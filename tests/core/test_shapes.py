@@ -74,6 +74,13 @@ def test_reads_a_responses_event(doc: dict[str, Any], expected: dict[str, Any]) 
     assert [name for name in flags if getattr(meaning, name)] == [n for n in flags if n in expected]
 
 
+def nested(value: Any, levels: int = 5000) -> Any:
+    """Deeper than the stack."""
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 PIECES: dict[str, tuple[Shape, Any, list[Any]]] = {
     "content": (CHAT, choice({"content": "a"}), [(0, "content", "a")]),
     "refusal": (CHAT, choice({"refusal": "a"}), [(0, "content", "a")]),
@@ -98,6 +105,12 @@ PIECES: dict[str, tuple[Shape, Any, list[Any]]] = {
         [(0, "arguments", "f")],
     ),
     "odd content": (CHAT, choice({"content": [{"type": "image"}, 7]}), [(0, "content", "")]),
+    "parts and texts, in order": (
+        CHAT,
+        choice({"content": [{"text": ["a", "b"]}, "c", {"thinking": [{"text": "d"}]}]}),
+        [(0, "content", "abcd")],
+    ),
+    "deep down": (CHAT, choice({"content": nested("a")}), [(0, "content", "a")]),
     "no delta": (CHAT, {"choices": [{"delta": 1}]}, []),
     "no document": (CHAT, 7, []),
     "text": (COMPLETION, {"choices": [{"index": 1, "text": "a"}]}, [(1, "content", "a")]),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from lunar_proxy.servers.door import Head, known, read_head
+from lunar_proxy.core.intake import Incoming
+from lunar_proxy.relay.client import Client
+from lunar_proxy.servers.door import Door, Doorway, Head, known, read_head
 
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
 USUAL = LINE + b"Host: a\r\nContent-Length: 12\r\nX-Thing:  b c \r\n"
@@ -88,3 +92,21 @@ def test_knows_a_head_again_but_for_its_length(head: bytes, length: int | None) 
     assert (None if again is None else again.length) == length
     if again is not None:
         assert (again.path, again.length) == (seen(head).path, seen(head).length)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_call_that_ends_without_an_answer_leaves_nobody_waiting(begun: bool) -> None:
+    async def serve(_incoming: Incoming, client: Client) -> None:
+        if begun:
+            client.head(200, [], 5)
+            client.write(b"half")
+
+    loop = asyncio.get_running_loop()
+    doorway = Doorway(serve, lambda *_: None, loop.time, 1024, set())
+    server = await loop.create_server(lambda: Door(doorway), "127.0.0.1", 0)
+    async with server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(USUAL + b"\r\n" + bytes(12))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+            await reader.readexactly(1024)
+        writer.close()
