@@ -95,9 +95,10 @@ def test_a_running_proxy_sees_what_becomes_of_keys(
         becomes(proxy, newer, 401)
         assert status(proxy, key) == 401
         assert "revoked" in ask(proxy.url, chat_doc(), headers=bearer(newer)).error["message"]
-        short = lunar("keys", "create", "--store", store, "--name", "bob", "--expires", "2s")
-        becomes(proxy, short.splitlines()[-1], 200)
-        eventually(lambda: status(proxy, short.splitlines()[-1]) == 401)
+        # Whether it was still good when the command ended depends on how busy the machine is.
+        short = lunar("keys", "create", "--store", store, "--name", "bob", "--expires", "1s")
+        bob = bearer(short.splitlines()[-1])
+        eventually(lambda: b"expired" in ask(proxy.url, chat_doc(), headers=bob).body)
 
 
 def test_two_replicas_never_exceed_a_limit_together(
