@@ -45,6 +45,8 @@ SHAPES = {"chat/completions": CHAT, "completions": COMPLETION, "responses": RESP
 # Where the provider can be asked for usage, and where an answer must be JSON or SSE.
 ASKABLE = frozenset({"chat/completions", "completions"})
 METERED = frozenset({"chat/completions", "completions", "responses", "embeddings"})
+# Targets known to have only chat; to forget them costs a question each.
+MOST_ONLY_CHAT = 1024
 # What the proxy understands and a provider may not (CONTRACT 4).
 OURS = frozenset({"provider", "fallbacks", "models", "cost_weight"})
 
@@ -138,6 +140,8 @@ class Trial:
             return True
         asked_natively = self.call.endpoint == "completions" and self._translation is None
         if asked_natively and _only_chat(error):
+            if len(self.engine.only_chat) >= MOST_ONLY_CHAT:
+                self.engine.only_chat.clear()
             self.engine.only_chat.add(self.target)
             return True
         return False
@@ -229,8 +233,9 @@ class Trial:
         left_s = max(0.0, self._total_at - self.engine.now())
         try:
             return await self.engine.lines.connect(origin, timeout_s=min(connect_s, left_s))
-        except ConnectTimeout:
-            if left_s < connect_s:
+        except ProxyError as error:
+            self.calls += 1  # a call that did not get through is one too
+            if isinstance(error, ConnectTimeout) and left_s < connect_s:
                 raise TotalTimeout("the call's total time ended while connecting") from None
             raise
 

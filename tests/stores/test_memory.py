@@ -5,8 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 
 from lunar_proxy.core.limits import Budget, Limits
-from lunar_proxy.stores.base import Reservation
-from lunar_proxy.stores.memory import MemoryLimits
+from lunar_proxy.stores.base import Entry, Reservation
+from lunar_proxy.stores.memory import MemoryLedger, MemoryLimits
 
 from .backends import T0
 
@@ -42,3 +42,14 @@ def test_a_flood_of_addresses_takes_only_so_much() -> None:
     for n in range(1000):
         store.take(Reservation(f"address:{n}", PER_MINUTE), T0)
     assert len(store) == 100
+
+
+def test_names_that_clients_make_up_do_not_fill_the_ledger() -> None:
+    ledger = MemoryLedger(most_rows=2)
+    ledger.add(Entry(0, "k", "openai", f"made-up-{n}", 1, cost=n) for n in range(10))
+    ledger.add([Entry(0, "k", "openai", "made-up-1", 1, cost=100)])
+    assert [(row.model, row.requests, row.cost) for row in ledger.rows(0)] == [
+        ("made-up-0", 1, 0),
+        ("made-up-1", 2, 101),
+        ("other", 8, sum(range(2, 10))),
+    ]

@@ -38,7 +38,7 @@ OTHER_TEXT = "The next one answers."
 
 @dataclass(frozen=True)
 class Fault:
-    """`tries`: calls that the provider sees. Alone, the client gets `status`, `type`, `code`."""
+    """`tries`: how often it is asked, or tried to be. Alone, the client gets `status`, `type`, `code`."""
 
     plays: Script
     tries: int
@@ -55,9 +55,9 @@ def cut(code: str = "upstream_cut", tries: int = 2) -> Callable[..., Fault]:
 no_answer, cut_answer, bad = cut("upstream_reset"), cut(), cut("upstream_bad_answer", tries=1)
 
 NEVER_BEGINS = {
-    "refused": Fault((), 0, code="upstream_connect", provider="dead"),
-    "no such host": Fault((), 0, code="upstream_connect", provider="unknown"),
-    "a certificate of its own": Fault((), 0, code="upstream_tls", provider="tls"),
+    "refused": Fault((), 1, code="upstream_connect", provider="dead"),
+    "no such host": Fault((), 1, code="upstream_connect", provider="unknown"),
+    "a certificate of its own": Fault((), 1, code="upstream_tls", provider="tls"),
     "reset before the head": Fault((Break(),), 2, code="upstream_reset", provider="abrupt"),
     "closed before the head": Fault((Close(),), 2, code="upstream_reset", provider="abrupt"),
     "reset inside the head": no_answer(Raw(OK + b"content-le"), Break()),
@@ -181,7 +181,7 @@ def test_the_last_no_is_passed_on_as_it_is(
     assert (answer.status, answer.whole) == (status, True)
     assert answer.doc == {"error": {"message": "no!", "type": type, "param": None, "code": None}}
     assert answer.headers["x-theirs"] == "kept"
-    assert answer.who == ("a", tries, 1)
+    assert answer.who == ("a", tries + 1, 1)
 
 
 # Never retried, never moved on: the request is at fault, or the provider's own filter.

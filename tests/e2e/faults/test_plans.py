@@ -32,7 +32,7 @@ def test_fallbacks_of_the_request(scene: Scene, how: str, api: Api, door: str) -
     names = [scene.target("dead"), scene.target("b")]
     answer = scene.ask(api, "a", door=door, **listed(scene, how, names))
     assert answer.text(api) == TEXT
-    assert answer.who == ("b", 2, 2)
+    assert answer.who == ("b", 3, 2)
     sent = scene.asked("b")[0].doc
     assert sent["model"] == scene.model
     assert not {"fallbacks", "models", "provider"} & set(sent)
@@ -73,7 +73,7 @@ def test_five_are_walked_to_the_last(scene: Scene) -> None:
         scene.plays(name, error_answer(404))
     scene.plays("keyring", GOOD)
     answer = scene.ask(CHAT, "a", "dead", "b", "hasty", "restless", "keyring")
-    assert answer.who == ("keyring", 5, 5)
+    assert answer.who == ("keyring", 6, 5)
 
 
 def test_a_fallback_nobody_knows_is_refused(scene: Scene) -> None:

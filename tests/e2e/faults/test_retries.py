@@ -104,7 +104,7 @@ def test_the_total_time_ends_a_connection_that_is_not_made(scene: Scene) -> None
 
 def test_the_connect_timer_moves_on(scene: Scene) -> None:
     scene.plays("b", GOOD)
-    assert scene.ask(CHAT, "deaf", "b").who == ("b", 1, 1)
+    assert scene.ask(CHAT, "deaf", "b").who == ("b", 2, 1)
     answer = scene.ask(CHAT, "deaf")
     assert (answer.status, answer.error["code"]) == (504, "connect_timeout")
     assert answer.error["type"] == "upstream_timeout"
