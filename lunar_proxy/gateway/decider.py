@@ -41,6 +41,11 @@ BRIEF = 1024
 FORMS = 4096
 
 
+# An embedder without its model file or runtime -> the one that needs neither. A directory of the
+# user's has profiles of its own, which no other embedder understands.
+STANDS_IN = {"minilm": "static"}
+
+
 class Embeds(Protocol):
     """Text to vector, off the event loop (`scoring.embedder.Embedder`)."""
 
@@ -212,27 +217,48 @@ class Decider:
             task.exception()  # seen: whoever waits has it
 
     async def _read(self, settings: Settings) -> Loaded:
-        loop, before = asyncio.get_running_loop(), self._loaded
-        known = before.feedback if before is not None else None
-        router, profiles, feedback = await loop.run_in_executor(
-            None, _read_files, settings.profiles, settings.feedback, known
-        )
+        from lunar_proxy.scoring.errors import Absent, ScoringError
+
         place = settings.embedder
-        if before is not None and before.place == place:
-            embedder = before.embedder
-        else:
-            embedder = self._embedder_at(_directory(place))
-        profiles.require(await embedder.start())
+        try:
+            return await self._read_for(settings, place)
+        except Absent as error:
+            if place not in STANDS_IN:
+                raise
+            logger.warning("router: %s; embedder %r stands in", error, STANDS_IN[place])
+            try:
+                return await self._read_for(settings, STANDS_IN[place])
+            except ScoringError as another:
+                raise Absent(f"{error}; {STANDS_IN[place]} cannot stand in: {another}") from error
+
+    async def _read_for(self, settings: Settings, place: str) -> Loaded:
+        """The files that go with the embedder at `place`."""
+        loop, before = asyncio.get_running_loop(), self._loaded
+        kept = before.embedder if before is not None and before.place == place else None
+        embedder = kept or self._embedder_at(_directory(place))
+        try:
+            id = await embedder.start()
+            known = before.feedback if before is not None else None
+            own, keep = settings.profiles, settings.feedback
+            router, profiles, feedback = await loop.run_in_executor(
+                None, _read_files, place, own, keep, known
+            )
+            profiles.require(id)
+        except BaseException:
+            if kept is None:
+                embedder.close()
+            raise
         return Loaded(router, profiles, feedback, embedder, place)
 
 
 def _read_files(
-    own: Path | None, keep: bool | Path, known: Feedback | None
+    place: str, own: Path | None, keep: bool | Path, known: Feedback | None
 ) -> tuple[Router, Router, Feedback | None]:
     from lunar_proxy.scoring.feedback import Feedback, load_feedback
-    from lunar_proxy.scoring.router import DEFAULT_PROFILES, Router
+    from lunar_proxy.scoring.router import SHIPPED, Router
 
-    directories = (DEFAULT_PROFILES,) if own is None else (DEFAULT_PROFILES, own)
+    public = SHIPPED.get(place, SHIPPED["minilm"]).profiles
+    directories = (public,) if own is None else (public, own)
     router = Router.load(*directories)
     if keep is False:
         return router, router, None
@@ -253,10 +279,10 @@ def _moved(profiles: Router, feedback: Feedback, keep: bool | Path) -> Router:
     return router
 
 
-def _directory(name: str) -> Path:
-    from lunar_proxy.scoring.router import DEFAULT_EMBEDDER
+def _directory(place: str) -> Path:
+    from lunar_proxy.scoring.router import SHIPPED
 
-    return DEFAULT_EMBEDDER if name == "minilm" else Path(name)
+    return SHIPPED[place].embedder if place in SHIPPED else Path(place)
 
 
 def _embedder_at(directory: Path) -> Embeds:

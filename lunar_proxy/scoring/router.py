@@ -5,7 +5,8 @@ Immutable: a reload is another `load`, and whoever decides keeps the one it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,24 @@ from .features import surface
 from .profiles import Profile, load_profiles
 
 _ASSETS = Path(__file__).parent / "assets"
-DEFAULT_EMBEDDER = _ASSETS / "all-MiniLM-L6-v2-int8"
-DEFAULT_PROFILES = _ASSETS / "public"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """An embedder of the package, and the public profiles that were made with it."""
+
+    embedder: Path
+    profiles: Path
+
+
+# By the names that `router.embedder` and `--embedder` know, besides directories.
+SHIPPED: Mapping[str, Shipped] = {
+    "minilm": Shipped(_ASSETS / "all-MiniLM-L6-v2-int8", _ASSETS / "public"),
+    "static": Shipped(_ASSETS / "all-MiniLM-L6-v2-static", _ASSETS / "public-static"),
+}
+DEFAULT_EMBEDDER = SHIPPED["minilm"].embedder
+DEFAULT_PROFILES = SHIPPED["minilm"].profiles
+
 # Fewer labels than this in a cluster say nothing of it (ROUTING: coverage).
 _COVERED = 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from lunar_proxy.core.errors import RouterNotReady
 from lunar_proxy.gateway.decider import RETRY_S, Decider, Verdict
 from lunar_proxy.scoring.decide import Candidate
 from lunar_proxy.scoring.encoder import EmbedderId, Vector
-from lunar_proxy.scoring.errors import BadFile
-from lunar_proxy.scoring.router import DEFAULT_PROFILES, Router
+from lunar_proxy.scoring.errors import Absent, BadFile
+from lunar_proxy.scoring.profiles import save_profile
+from lunar_proxy.scoring.router import DEFAULT_EMBEDDER, DEFAULT_PROFILES, SHIPPED, Router
 from lunar_proxy.testing import FakeClock
 
 POOL = [Candidate("gpt-4o", 10.0), Candidate("gpt-4o-mini", 1.0)]
@@ -23,9 +25,10 @@ POOL = [Candidate("gpt-4o", 10.0), Candidate("gpt-4o-mini", 1.0)]
 class Embedder:
     """A vector for any text, as soon as the test lets it."""
 
-    def __init__(self, id: EmbedderId, *, broken: bool = False) -> None:
+    def __init__(self, id: EmbedderId, *, broken: bool = False, absent: bool = False) -> None:
         self.id = id
         self.broken = broken
+        self.absent = absent
         self.starts = 0
         self.free = asyncio.Event()
         self.free.set()
@@ -36,6 +39,8 @@ class Embedder:
 
     async def start(self) -> EmbedderId:
         self.starts += 1
+        if self.absent:
+            raise Absent("model.onnx: onnxruntime is not installed")
         if self.broken:
             raise BadFile("model.onnx: missing")
         return self.id
@@ -112,6 +117,55 @@ async def test_profiles_of_another_embedder_are_refused(id: EmbedderId, clock: F
     other = EmbedderId("other", "f" * 64, id.dimension, id.tokens)
     decider = Decider(Settings(), clock, lambda _directory: Embedder(other))
     with pytest.raises(RouterNotReady, match="made with embedder"):
+        await decider.load()
+
+
+class Encoders:
+    """minilm cannot be loaded here, until it can."""
+
+    def __init__(self, id: EmbedderId) -> None:
+        self.minilm = Embedder(id, absent=True)
+        self.static = Embedder(Router.load(SHIPPED["static"].profiles).embedder)
+
+    def __call__(self, directory: Path) -> Embedder:
+        return self.minilm if directory == DEFAULT_EMBEDDER else self.static
+
+
+async def test_static_stands_in_for_an_embedder_that_is_not_there(
+    id: EmbedderId, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoders = Encoders(id)
+    decider = Decider(Settings(), clock, encoders)
+    with caplog.at_level(logging.WARNING):
+        assert (await decide(decider)).decision.selected
+    assert "onnxruntime is not installed; embedder 'static' stands in" in caplog.text
+    standing_in = await decider.load()
+    assert standing_in.router.embedder == encoders.static.id
+
+    # A reload tries again what the config asks for, and keeps what stands in while it must.
+    decider.use(Settings(), await decider.prepare(Settings()))
+    assert (await decider.load()).embedder is standing_in.embedder
+    encoders.minilm.absent = False
+    decider.use(Settings(), await decider.prepare(Settings()))
+    assert (await decider.load()).router.embedder == id
+
+
+async def test_static_is_no_help_to_profiles_that_were_made_with_another(
+    id: EmbedderId, clock: FakeClock, tmp_path: Path
+) -> None:
+    save_profile(next(iter(Router.load())), tmp_path)
+    decider = Decider(Settings(profiles=tmp_path), clock, Encoders(id))
+    with pytest.raises(RouterNotReady, match=r"not installed; static cannot stand in: .*made with"):
+        await decider.load()
+
+
+@pytest.mark.parametrize("place", ["static", "/nowhere"])
+async def test_nothing_stands_in_for_what_was_asked_for_by_name(
+    id: EmbedderId, clock: FakeClock, place: str
+) -> None:
+    embedder = Embedder(id, absent=True)
+    decider = Decider(Settings(embedder=place), clock, lambda _directory: embedder)
+    with pytest.raises(RouterNotReady, match=r"onnxruntime is not installed$"):
         await decider.load()
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from . import eval, fit, inspect, profile, route
+from . import distill, eval, fit, inspect, profile, route
 
 # In the order of --help.
-COMMANDS = (fit, profile, eval, route, inspect)
+COMMANDS = (fit, profile, eval, route, inspect, distill)
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -22,7 +22,9 @@ def command(commands: Any, name: str, work: Callable[..., int], **texts: str) ->
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument(
-        "--embedder", type=Path, metavar="DIR", help="a sentence encoder other than the shipped one"
+        "--embedder",
+        metavar="minilm|static|DIR",
+        help="the sentence encoder: one of the shipped ones (default: minilm) or a directory",
     )
     parser.add_argument(
         "--cache",

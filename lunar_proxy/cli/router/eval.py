@@ -82,7 +82,7 @@ def _eval(args: argparse.Namespace) -> int:
     else:
         from lunar_proxy.scoring.study import evaluate_router
 
-        router = load_router(args.profiles)
+        router = load_router(args, args.profiles)
         if missing := [model for model in models if router.find(model) is None]:
             raise ScoringError(
                 f"no profile for {', '.join(missing)}; give --train ROWS or --labels N to fit them "
@@ -110,7 +110,7 @@ def _runs_by_labels(
     if args.profiles is None and can_train(train, others):
         clusters = make_clusters(lens, train, others, seed=0, progress=progress_bar(args))
     if clusters is None:
-        clusters = load_router(args.profiles).clusters
+        clusters = load_router(args, args.profiles).clusters
         lens.embedder.require(clusters.embedder, "clusters.npz")
     runs = []
     for seed in range(args.seed, args.seed + (args.draws or 1)):

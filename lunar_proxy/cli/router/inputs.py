@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -31,21 +32,31 @@ def progress_bar(args: argparse.Namespace) -> Callable[[str, float], None]:
 
 
 def open_lens(args: argparse.Namespace) -> Lens:
-    import hashlib
-
-    from lunar_proxy.scoring.router import DEFAULT_EMBEDDER
     from lunar_proxy.scoring.store import VectorStore
     from lunar_proxy.scoring.study import Lens
 
-    directory = args.embedder or DEFAULT_EMBEDDER
+    directory = embedder_at(args.embedder)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lunar-proxy"
-    manifest = directory / "embedder.json"
-    # Another file, another cache: vectors of two encoders are never mixed.
-    stamp = f"{(directory / 'model.onnx').stat().st_size}".encode() if directory.is_dir() else b""
-    stamp += manifest.read_bytes() if manifest.exists() else str(directory.resolve()).encode()
-    name = f"embeddings-{hashlib.sha256(stamp).hexdigest()[:16]}.npz"
-    path = None if args.no_cache else (args.cache or home) / name
+    path = None if args.no_cache else (args.cache or home) / f"embeddings-{_stamp(directory)}.npz"
     return Lens(directory, VectorStore(path), progress_bar(args))
+
+
+def _stamp(directory: Path) -> str:
+    """Another encoder, another cache: vectors of two are never mixed."""
+    manifest = directory / "embedder.json"
+    told = manifest.read_bytes() if manifest.exists() else str(directory.resolve()).encode()
+    sizes = [
+        p.stat().st_size for p in (directory / "model.onnx", directory / "table.npz") if p.exists()
+    ]
+    return hashlib.sha256(told + repr(sizes).encode()).hexdigest()[:16]
+
+
+def embedder_at(name: str | None) -> Path:
+    from lunar_proxy.scoring.router import DEFAULT_EMBEDDER, SHIPPED
+
+    if name is None:
+        return DEFAULT_EMBEDDER
+    return SHIPPED[name].embedder if name in SHIPPED else Path(name)
 
 
 def read_files(paths: Sequence[Path], flag: str, *, model: str | None = None) -> list[Row]:
@@ -57,14 +68,16 @@ def read_files(paths: Sequence[Path], flag: str, *, model: str | None = None) ->
     return read_rows([Path("/dev/stdin") if str(p) == "-" else p for p in paths], model=model)
 
 
-def load_router(directory: Path | None) -> Router:
+def load_router(args: argparse.Namespace, directory: Path | None) -> Router:
+    """The profiles of a directory, on the public ones of the embedder if it has no clusters."""
     from lunar_proxy.scoring.clusters import FILE
-    from lunar_proxy.scoring.router import DEFAULT_PROFILES, Router
+    from lunar_proxy.scoring.router import SHIPPED, Router
 
+    public = SHIPPED.get(args.embedder or "", SHIPPED["minilm"]).profiles
     if directory is None:
-        return Router.load()
+        return Router.load(public)
     if directory.is_dir() and not (directory / FILE).exists():
-        return Router.load(DEFAULT_PROFILES, directory)
+        return Router.load(public, directory)
     return Router.load(directory)
 
 

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    router = load_router(args.directory or args.profiles)
+    router = load_router(args, args.directory or args.profiles)
     rows = read_files(args.prompts, "--prompts") if args.prompts else []
     vectors = None
     if rows:

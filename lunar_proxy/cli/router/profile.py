@@ -64,7 +64,7 @@ def _profile(args: argparse.Namespace) -> int:
     if not models:
         raise ScoringError("no MODEL named, and no row is graded")
     base = args.clusters or (args.out if (args.out / FILE).exists() else None)
-    clusters = load_router(base).clusters
+    clusters = load_router(args, base).clusters
     if args.ask:
         rows = ask(args, models, rows)
     lens = open_lens(args)

@@ -38,7 +38,11 @@ def _route(args: argparse.Namespace) -> int:
     from lunar_proxy.scoring.rows import Row
 
     text = sys.stdin.read() if args.text == "-" else args.text
-    router, lens, prices = load_router(args.profiles), open_lens(args), price_list(args.prices)
+    router, lens, prices = (
+        load_router(args, args.profiles),
+        open_lens(args),
+        price_list(args.prices),
+    )
     router.require(lens.embedder)
     names = args.models or [id for id in router.ids if prices(id) is not None] or router.ids
     candidates = [Candidate(name, per_1k(prices(name))) for name in names]
