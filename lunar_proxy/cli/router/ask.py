@@ -37,10 +37,14 @@ async def _ask_one(args: argparse.Namespace, model: str, rows: list[Row]) -> dic
     from lunar_proxy.scoring.profiles import file_name
 
     answers = args.answers or args.out / "answers" / f"{file_name(model)}l"
-    price = price_list(args.prices)(model)
+    price_of = price_list(args.prices)
+    price = price_of(model)
+    judged_usd: list[float] = []
     waiting = [row for row in rows if row.prompt not in judge.read_graded(answers, model)]
-    usd = judge.estimate(waiting, price)
-    said = "at an unknown price" if usd is None else f"about ${usd:.4f}"
+    said = _dollars(judge.estimate(waiting, price))
+    if args.judge == "llm":
+        judging = judge.estimate_judging(waiting, price_of(args.judge_model))
+        said += f", and {_dollars(judging)} to have them graded"
     print(f"{model}: {len(waiting)} of {len(rows)} prompts to ask, {said}", file=sys.stderr)
 
     def progress(done: int, every: int, spent: float) -> None:
@@ -54,10 +58,16 @@ async def _ask_one(args: argparse.Namespace, model: str, rows: list[Row]) -> dic
         def asking(who: str) -> Callable[[str], Any]:
             return lambda prompt: ask_openai(session, args.base_url, who, prompt)
 
+        async def ask_judge(prompt: str) -> Answer:
+            answer = await ask_openai(session, args.base_url, args.judge_model, prompt)
+            tokens = len(prompt) / judge.CHARS_PER_TOKEN
+            judged_usd.append(judge.cost_of(answer, tokens, price_of(args.judge_model)) or 0.0)
+            return answer
+
         judges: dict[str, Judge] = {
             "exact": judge.exact,
             "regex": judge.regex(args.pattern),
-            "llm": judge.llm(asking(args.judge_model or "")),
+            "llm": judge.llm(ask_judge),
         }
         return await judge.grade(
             rows,
@@ -67,8 +77,13 @@ async def _ask_one(args: argparse.Namespace, model: str, rows: list[Row]) -> dic
             answers,
             price=price,
             max_usd=args.max_usd,
+            judging_usd=lambda: sum(judged_usd),
             progress=progress,
         )
+
+
+def _dollars(usd: float | None) -> str:
+    return "at an unknown price" if usd is None else f"about ${usd:.4f}"
 
 
 async def ask_openai(session: Any, base_url: str, model: str, prompt: str) -> Answer:
