@@ -33,14 +33,18 @@ def add(commands: Any) -> None:
         "eval",
         _eval,
         help="how good the router is on graded prompts",
-        description="Measure on the rows of --data that grade all the models, against random, "
-        "always-best,\nkNN and oracle.\n"
-        "  eval --data HOLDOUT [--profiles DIR]     the profiles of DIR (default: the public "
-        "ones)\n"
-        "  eval --data HOLDOUT --train ROWS --labels N --seed S     profiles fitted to N rows of\n"
-        "      ROWS (of the datasets that occur in HOLDOUT); the map is learned from the other\n"
-        "      models in ROWS, or taken from --profiles\n"
-        "  eval --data ROWS --labels N --seed S     the same, the N rows taken out of --data\n\n"
+        description="Measure on the rows of --data that grade all of --models, against random, "
+        "always-best, kNN\nand oracle. What the router may learn from is one of three:\n\n"
+        "  a train and a holdout part: profiles are fitted to N rows drawn from --train, of the\n"
+        "  datasets that occur in --data; the map is learned from the other models in all of\n"
+        "  --train (so give every graded file there is), or taken from --profiles\n"
+        "    eval --data test/*.gz --train train/*.gz --models a,b --labels 500 --seed 1 --json\n"
+        "  one part, which is split: N rows of --data are for fitting, the others for measuring;\n"
+        "  the map is the public one, or that of --profiles\n"
+        "    eval --data rows.jsonl.gz --models a,b --labels 500 --seed 1 --json\n"
+        "  profiles that exist: those that `fit` or `profile` put into DIR, or the public ones\n"
+        "    eval --data test/*.gz --models a,b --profiles DIR --json\n\n"
+        "--json prints a line a run; --draws 8 makes eight, with seeds S, S+1, ...\n\n"
         + FIGURES
         + "\n\n"
         + FORMAT,
