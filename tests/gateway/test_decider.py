@@ -11,7 +11,7 @@ import pytest
 
 from lunar_proxy.config.schema import Router as Settings
 from lunar_proxy.core.errors import RouterNotReady
-from lunar_proxy.gateway.decider import RETRY_S, Decider, Verdict
+from lunar_proxy.gateway.decider import RETRY_S, Decider, Readings, Verdict
 from lunar_proxy.scoring.decide import Candidate
 from lunar_proxy.scoring.encoder import EmbedderId, Vector
 from lunar_proxy.scoring.errors import Absent, BadFile
@@ -213,11 +213,22 @@ async def test_feedback_that_is_off_is_not_learned(decider: Decider) -> None:
     assert decider.loaded is before
 
 
-async def test_the_form_of_a_long_text_counts_as_that_of_a_short_one(decider: Decider) -> None:
+async def test_a_text_is_decided_alike_however_it_is_remembered(decider: Decider) -> None:
     for text in ("What is 2 + 2?", "What is 2 + 2? " * 200):
         first = await decide(decider, text)
-        assert (await decide(decider, text)).decision == first.decision
+        again = await decide(decider, text)
+        assert (first.cached, again.cached) == (False, True)
+        assert again.decision == first.decision
         vector = (await decider.load()).embedder.cached(text)
         assert vector is not None
         router = (await decider.load()).router
         assert first.decision == router.decide(vector, text, POOL)
+
+
+def test_remembers_a_bounded_number_of_texts_as_one_router_read_them() -> None:
+    readings, router = Readings(2), Router.load()
+    reading = router.read(np.eye(384, dtype=np.float32)[0], np.zeros(13, dtype=np.float32))
+    for text in "abc":
+        readings.put(text, router, reading)
+    assert [readings.get(text, router) is reading for text in "abc"] == [False, True, True]
+    assert readings.get("b", Router.load()) is None
