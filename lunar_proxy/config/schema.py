@@ -417,7 +417,8 @@ class Router(Model):
     )
     embedder: Text = Field(
         default="minilm",
-        description="`minilm`, or a directory with model.onnx, tokenizer.json and embedder.json.",
+        description="`minilm`, `static` (needs no onnxruntime; stands in where `minilm` cannot be "
+        "loaded), or a directory with model.onnx or table.npz, tokenizer.json and embedder.json.",
     )
     default_model: Text | None = Field(
         default=None, description="Model when the router cannot decide."

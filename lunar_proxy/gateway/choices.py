@@ -34,6 +34,8 @@ USUAL_OUTPUT = 200
 # USD "per 1,000 tokens" of the raw cost term: three of the prompt to one of the answer, the mix
 # that price comparisons of language models commonly use, and `lunar-proxy router` too.
 PER_1K = Usage(input_tokens=750, output_tokens=250)
+# Names of unserved models whose sellers are remembered.
+MOST_NAMES = 1024
 _GLOB = frozenset("*?[")
 
 
@@ -44,6 +46,7 @@ class Choice:
     name: str
     profile: Profile
     targets: tuple[Target, ...]  # who serves it; empty: nobody does
+    sellers: tuple[tuple[str, str], ...] = ()  # where nobody does: who would, provider and model
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Served:
         for profile, target in self._every_target():
             place = str(target) if target.provider == DEPLOYMENTS else target.provider
             self._found.setdefault(profile.id, {}).setdefault(place, target)
+        self._selling: dict[str, tuple[tuple[str, str], ...]] = {}
         profiles = {profile.id: profile for profile in router}
         self._all = [
             Choice(_name(next(iter(places.values()))), profiles[id], tuple(places.values()))
@@ -89,7 +93,8 @@ class Served:
             if profile is None:
                 missing.append(name)
                 continue
-            found.append(Choice(name, profile, tuple(targets or self._elsewhere(name, profile))))
+            places = tuple(targets or self._elsewhere(name, profile))
+            found.append(Choice(name, profile, places, () if places else self._sellers(name)))
         return found, missing
 
     def each(self, targets: Iterable[Target]) -> list[Choice]:
@@ -102,7 +107,7 @@ class Served:
         that is not going to be carried out."""
         served = {choice.profile.id: choice for choice in self.all()}
         others = [p for p in self.router if p.id not in served and not p.stale]
-        return [*served.values(), *(Choice(p.id, p, ()) for p in others)]
+        return [*served.values(), *(Choice(p.id, p, (), self._sellers(p.id)) for p in others)]
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -111,6 +116,14 @@ class Served:
             return resolve(Asked(name), self.runtime.catalogue, facts)
         except ModelNotFound:
             return []
+
+    def _sellers(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Who has a price for a model: a search of the whole table, so made once a name."""
+        if (found := self._selling.get(name)) is None:
+            found = tuple(self.runtime.prices.providers_of(name))
+            if len(self._selling) < MOST_NAMES:  # clients may spell a name in many ways
+                self._selling[name] = found
+        return found
 
     def _elsewhere(self, name: str, profile: Profile) -> list[Target]:
         """Who serves the model by another name than the client's, which may be the profile's id."""
@@ -179,8 +192,7 @@ def expected_cost(choice: Choice, runtime: Runtime, usage: Usage) -> float | Non
     """
     prices = [runtime.price(target) for target in choice.targets]
     if not choice.targets:
-        sellers = runtime.prices.providers_of(choice.name)
-        prices = [runtime.prices.price(provider, model) for provider, model in sellers]
+        prices = [runtime.prices.price(provider, model) for provider, model in choice.sellers]
     costs = [cost(usage, price) for price in prices if isinstance(price, Price)]
     totals = [found.total for found in costs if found is not None]
     return float(min(totals)) if totals else None

@@ -25,11 +25,10 @@ from lunar_proxy.core.errors import RouterNotReady
 from lunar_proxy.tasks import in_task, spawn
 
 if TYPE_CHECKING:  # numpy and onnxruntime, for nobody but the router
-    from lunar_proxy.scoring.clusters import Array as Features
     from lunar_proxy.scoring.decide import Candidate, Decision
     from lunar_proxy.scoring.encoder import EmbedderId, Vector
     from lunar_proxy.scoring.feedback import Feedback
-    from lunar_proxy.scoring.router import Router
+    from lunar_proxy.scoring.router import Reading, Router
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +36,13 @@ logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 # Up to so many characters, counting them costs less than changing to a thread.
 BRIEF = 1024
-# As many as the embedder remembers; 13 numbers each.
-FORMS = 4096
+# As many as the embedder remembers; some 500 bytes each.
+READINGS = 4096
+
+
+# An embedder without its model file or runtime -> the one that needs neither. A directory of the
+# user's has profiles of its own, which no other embedder understands.
+STANDS_IN = {"minilm": "static"}
 
 
 class Embeds(Protocol):
@@ -70,33 +74,26 @@ class Verdict(NamedTuple):
     cached: bool  # the embedding was remembered
 
 
-class Form(NamedTuple):
-    features: Features  # of `scoring.features.surface`
+class Readings:
+    """What the profiles said of texts seen lately: the same text again costs no arithmetic."""
 
+    def __init__(self, most: int = READINGS) -> None:
+        self._most = most
+        self._found: OrderedDict[bytes, tuple[Router, Reading]] = OrderedDict()
 
-class Forms:
-    """The surface features of texts seen lately: a long text takes 0.3 ms, which the loop is
-    spared."""
+    def get(self, text: str, router: Router) -> Reading | None:
+        """None as well when another router read it: feedback or a reload came in between."""
+        reader, reading = self._found.get(_digest(text), (None, None))
+        return reading if reader is router else None
 
-    def __init__(self) -> None:
-        self._found: OrderedDict[bytes, Form] = OrderedDict()
-
-    def get(self, text: str) -> Form | None:
-        return self._found.get(_digest(text))
-
-    async def find(self, text: str) -> Form:
-        from lunar_proxy.scoring.features import surface
-
-        brief = len(text) <= BRIEF
-        form = Form(surface(text) if brief else await asyncio.to_thread(surface, text))
-        self._found[_digest(text)] = form
-        while len(self._found) > FORMS:
+    def put(self, text: str, router: Router, reading: Reading) -> None:
+        self._found[_digest(text)] = router, reading
+        while len(self._found) > self._most:
             self._found.popitem(last=False)
-        return form
 
 
 def _digest(text: str) -> bytes:
-    # The text itself is not kept: a memory of features must not be a store of prompts.
+    # The text itself is not kept: a memory of readings must not be a store of prompts.
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
@@ -115,7 +112,7 @@ class Decider:
         self._loading: asyncio.Task[Loaded] | None = None
         self._failed_at: float | None = None
         self._learning = asyncio.Lock()
-        self._forms = Forms()
+        self._readings = Readings()
 
     @property
     def loaded(self) -> Loaded | None:
@@ -160,19 +157,27 @@ class Decider:
         """Choose one of `candidates`; None when it takes longer. Raises RouterNotReady."""
         began = self._now()
         loaded = await self.load()
-        vector = loaded.embedder.cached(text)
-        cached = vector is not None
-        await in_task()
-        try:
-            async with asyncio.timeout(within_s):
-                form = self._forms.get(text) or await self._forms.find(text)
-                if vector is None:
-                    vector = await loaded.embedder.embed(text)
-        except TimeoutError:
-            return None
+        reading = self._readings.get(text, loaded.router)
+        cached = reading is not None or loaded.embedder.cached(text) is not None
+        if reading is None:
+            await in_task()
+            try:
+                async with asyncio.timeout(within_s):
+                    reading = await self._read_text(loaded, text)
+            except TimeoutError:
+                return None
         scale = self.settings.cost_scale
-        decision = loaded.router.decide(vector, form.features, candidates, cost_weight, scale)
+        decision = loaded.router.choose(reading, candidates, cost_weight, scale)
         return Verdict(decision, self._now() - began, cached)
+
+    async def _read_text(self, loaded: Loaded, text: str) -> Reading:
+        from lunar_proxy.scoring.features import surface
+
+        brief = len(text) <= BRIEF
+        features = surface(text) if brief else await asyncio.to_thread(surface, text)
+        reading = loaded.router.read(await loaded.embedder.embed(text), features)
+        self._readings.put(text, loaded.router, reading)
+        return reading
 
     async def learn(self, change: Callable[[Feedback], Feedback]) -> None:
         """Decide by changed feedback from now on, and keep it where the config says.
@@ -213,27 +218,48 @@ class Decider:
             task.exception()  # seen: whoever waits has it
 
     async def _read(self, settings: Settings) -> Loaded:
-        loop, before = asyncio.get_running_loop(), self._loaded
-        known = before.feedback if before is not None else None
-        router, profiles, feedback = await loop.run_in_executor(
-            None, _read_files, settings.profiles, settings.feedback, known
-        )
+        from lunar_proxy.scoring.errors import Absent, ScoringError
+
         place = settings.embedder
-        if before is not None and before.place == place:
-            embedder = before.embedder
-        else:
-            embedder = self._embedder_at(_directory(place))
-        profiles.require(await embedder.start())
+        try:
+            return await self._read_for(settings, place)
+        except Absent as error:
+            if place not in STANDS_IN:
+                raise
+            logger.warning("router: %s; embedder %r stands in", error, STANDS_IN[place])
+            try:
+                return await self._read_for(settings, STANDS_IN[place])
+            except ScoringError as another:
+                raise Absent(f"{error}; {STANDS_IN[place]} cannot stand in: {another}") from error
+
+    async def _read_for(self, settings: Settings, place: str) -> Loaded:
+        """The files that go with the embedder at `place`."""
+        loop, before = asyncio.get_running_loop(), self._loaded
+        kept = before.embedder if before is not None and before.place == place else None
+        embedder = kept or self._embedder_at(_directory(place))
+        try:
+            id = await embedder.start()
+            known = before.feedback if before is not None else None
+            own, keep = settings.profiles, settings.feedback
+            router, profiles, feedback = await loop.run_in_executor(
+                None, _read_files, place, own, keep, known
+            )
+            profiles.require(id)
+        except BaseException:
+            if kept is None:
+                embedder.close()
+            raise
         return Loaded(router, profiles, feedback, embedder, place)
 
 
 def _read_files(
-    own: Path | None, keep: bool | Path, known: Feedback | None
+    place: str, own: Path | None, keep: bool | Path, known: Feedback | None
 ) -> tuple[Router, Router, Feedback | None]:
     from lunar_proxy.scoring.feedback import Feedback, load_feedback
-    from lunar_proxy.scoring.router import DEFAULT_PROFILES, Router
+    from lunar_proxy.scoring.router import SHIPPED, Router
 
-    directories = (DEFAULT_PROFILES,) if own is None else (DEFAULT_PROFILES, own)
+    public = SHIPPED.get(place, SHIPPED["minilm"]).profiles
+    directories = (public,) if own is None else (public, own)
     router = Router.load(*directories)
     if keep is False:
         return router, router, None
@@ -254,10 +280,10 @@ def _moved(profiles: Router, feedback: Feedback, keep: bool | Path) -> Router:
     return router
 
 
-def _directory(name: str) -> Path:
-    from lunar_proxy.scoring.router import DEFAULT_EMBEDDER
+def _directory(place: str) -> Path:
+    from lunar_proxy.scoring.router import SHIPPED
 
-    return DEFAULT_EMBEDDER if name == "minilm" else Path(name)
+    return SHIPPED[place].embedder if place in SHIPPED else Path(place)
 
 
 def _embedder_at(directory: Path) -> Embeds:

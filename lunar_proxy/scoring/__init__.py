@@ -11,7 +11,8 @@ A request, on its way through:
 
 and the nouns behind `decide`:
 
-    Encoder      a sentence encoder in a directory (ONNX and tokenizer); EmbedderId names it
+    Encoder      a sentence encoder in a directory (ONNX and tokenizer), or a StaticEncoder (a table
+                 of token vectors); EmbedderId names it
     Clusters     the map from a vector to K clusters, shared by all models: `clusters.npz`
     Profile      one model's error on each cluster, with sources and dates: one JSON file
     Candidate    a model that may answer and what it costs; prices come in with the question, so
@@ -19,11 +20,12 @@ and the nouns behind `decide`:
     Feedback     what users said of answers, kept apart from the profiles and reversible
 
 Offline, for `lunar-proxy router`: `rows` reads graded prompts, `kmeans` and `learn` make Clusters,
-`fit` makes Profiles, `evaluate` measures, `plot` draws, `judge` grades.
+`fit` makes Profiles, `evaluate` measures, `plot` draws, `judge` grades; `distill` makes a
+StaticEncoder.
 
 Nothing here is imported by a proxy whose config asks for no router: the modules need numpy, and
-loading an Encoder needs onnxruntime and tokenizers, 50 MB together. So import from the modules,
-inside the function that needs them:
+loading an Encoder needs onnxruntime and tokenizers, 50 MB together; a StaticEncoder needs
+tokenizers alone. So import from the modules, inside the function that needs them:
 
     from lunar_proxy.scoring.router import Router
 """

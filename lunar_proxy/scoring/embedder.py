@@ -13,7 +13,8 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .encoder import EmbedderId, Encoder, Vector
+from .encoder import EmbedderId, Encodes, Vector
+from .static import open_encoder
 from .text import crop
 
 # 384 float32 are 1.5 kB: 4,096 of them are 6 MB.
@@ -33,8 +34,8 @@ class Embedder:
         self._cache: OrderedDict[bytes, Vector] = OrderedDict()
         self._cache_entries = cache_entries
         self._running: dict[bytes, asyncio.Future[Vector]] = {}
-        self._loading: asyncio.Future[Encoder] | None = None
-        self._encoder: Encoder | None = None
+        self._loading: asyncio.Future[Encodes] | None = None
+        self._encoder: Encodes | None = None
 
     @property
     def id(self) -> EmbedderId | None:
@@ -46,7 +47,7 @@ class Embedder:
         if self._encoder is None:
             if self._loading is None:
                 loop = asyncio.get_running_loop()
-                self._loading = loop.run_in_executor(self._pool, Encoder, self._directory)
+                self._loading = loop.run_in_executor(self._pool, open_encoder, self._directory)
             try:
                 self._encoder = await asyncio.shield(self._loading)
             finally:

@@ -1,12 +1,15 @@
 """A sentence encoder in a directory: text -> unit vector, on the calling thread.
 
-The directory holds `model.onnx`, `tokenizer.json` and optionally `embedder.json`, the manifest:
+The directory holds `tokenizer.json`, and `model.onnx` (Encoder) or `table.npz` (`static`), and
+optionally `embedder.json`, the manifest:
 
 name       for people; default: the directory's name
 tokens     how much of a text is read; default 128
 output     name of the model's output; default: its first
 pooling    "none" (the output is already [batch, dim]), "mean" or "cls" (it is [batch, token, dim])
-sha256     of model.onnx; refused when the file has another
+sha256     of model.onnx or table.npz; refused when the file has another
+
+`output` and `pooling` are about model.onnx alone.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BadFile, Mismatch
+from .errors import Absent, BadFile, Mismatch
 from .text import crop
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class EmbedderId:
 
 
 @dataclass(frozen=True, slots=True)
-class _Manifest:
+class Manifest:
     name: str
     tokens: int = DEFAULT_TOKENS
     output: str | None = None
@@ -70,12 +73,20 @@ class _Manifest:
     sha256: str | None = None
 
 
+class Encodes(Protocol):
+    """What turns a text into a vector; `encode` may be called from several threads at once."""
+
+    id: EmbedderId
+
+    def encode(self, text: str) -> Vector: ...
+
+
 class Encoder:
     """Loads in about 0.1 s and 50 MB. `encode` may be called from several threads at once."""
 
     def __init__(self, directory: Path) -> None:
-        self._manifest = _read_manifest(directory)
-        self._tokenizer = _load_tokenizer(directory / "tokenizer.json", self._manifest.tokens)
+        self._manifest = read_manifest(directory)
+        self._tokenizer = load_tokenizer(directory, self._manifest.tokens)
         self._session, sha256 = _load_session(directory / "model.onnx", self._manifest.sha256)
         self._inputs = {node.name for node in self._session.get_inputs()}
         dimension = len(self.encode("dimension"))
@@ -83,15 +94,33 @@ class Encoder:
 
     def encode(self, text: str) -> Vector:
         """float32 [dimension], norm 1. Only the first `tokens` tokens are read."""
-        ids = np.array([self._tokenizer.encode(crop(text)).ids], dtype=np.int64)
+        return self._vector(self._tokenizer.encode(crop(text)).ids)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer knows: their ids are 0 to this less 1."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode_token(self, id: int) -> Vector:
+        """The vector of a text of one token, between what the tokenizer puts around a text."""
+        around = self._tokenizer.encode("a")
+        inside = [at for at, special in enumerate(around.special_tokens_mask) if not special]
+        return self._vector([*around.ids[: inside[0]], id, *around.ids[inside[-1] + 1 :]])
+
+    def _vector(self, tokens: list[int]) -> Vector:
+        ids = np.array([tokens], dtype=np.int64)
         mask = np.ones_like(ids)
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         outputs = [self._manifest.output] if self._manifest.output else None
         (found, *_) = self._session.run(
             outputs, {name: feeds[name] for name in feeds.keys() & self._inputs}
         )
-        vector = _POOLING[self._manifest.pooling](found[0])
-        return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9), dtype=np.float32)
+        return unit(_POOLING[self._manifest.pooling](found[0]))
+
+
+def unit(vector: NDArray[Any]) -> Vector:
+    """Of norm 1; nothing stays nothing."""
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9), dtype=np.float32)
 
 
 _POOLING = {
@@ -101,13 +130,13 @@ _POOLING = {
 }
 
 
-def _read_manifest(directory: Path) -> _Manifest:
+def read_manifest(directory: Path) -> Manifest:
     path = directory / "embedder.json"
     if not directory.is_dir():
-        raise BadFile(f"{directory}: no such directory with an embedder")
+        raise Absent(f"{directory}: no such directory with an embedder")
     try:
         doc = json.loads(path.read_text()) if path.exists() else {}
-        manifest = _Manifest(**{"name": directory.name, **doc})
+        manifest = Manifest(**{"name": directory.name, **doc})
     except (OSError, ValueError, TypeError) as error:
         raise BadFile(f"{path}: {error}") from error
     if manifest.pooling not in _POOLING:
@@ -117,11 +146,12 @@ def _read_manifest(directory: Path) -> _Manifest:
     return manifest
 
 
-def _load_tokenizer(path: Path, tokens: int) -> tokenizers.Tokenizer:
+def load_tokenizer(directory: Path, tokens: int) -> tokenizers.Tokenizer:
     import tokenizers  # 20 MB and 60 ms, for nobody but the router
 
+    path = directory / "tokenizer.json"
     if not path.is_file():
-        raise BadFile(f"{path}: missing")
+        raise Absent(f"{path}: missing")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     # As published, many tokenizer files also pad: every prompt would cost the full length.
     tokenizer.no_padding()
@@ -129,15 +159,24 @@ def _load_tokenizer(path: Path, tokens: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _load_session(path: Path, expected: str | None) -> tuple[onnxruntime.InferenceSession, str]:
-    import onnxruntime  # 30 MB and 100 ms, for nobody but the router
-
+def read_weights(path: Path, expected: str | None) -> tuple[bytes, str]:
+    """The bytes of a file and their sha256. Raises Absent, or Mismatch when another is expected."""
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except OSError as error:
-        raise BadFile(f"{path}: {error.strerror}") from error
+        raise Absent(f"{path}: {error.strerror}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
     if expected not in (None, sha256):
         raise Mismatch(f"{path}: sha256 is {sha256}, embedder.json says {expected}")
+    return data, sha256
+
+
+def _load_session(path: Path, expected: str | None) -> tuple[onnxruntime.InferenceSession, str]:
+    try:
+        import onnxruntime  # 30 MB and 100 ms, for nobody but the router
+    except ImportError as error:  # there are no wheels for some platforms
+        raise Absent(f"{path}: onnxruntime is not installed ({error})") from error
+    _, sha256 = read_weights(path, expected)
     options = onnxruntime.SessionOptions()
     # One thread a call: two give 1.5 x the speed for 1.2 x the CPU, and calls already run in
     # parallel. Spinning would burn a core between calls.

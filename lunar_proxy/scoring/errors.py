@@ -11,6 +11,10 @@ class BadFile(ScoringError):
     """A file that is missing, unreadable, or not of the shape it should have."""
 
 
+class Absent(BadFile):
+    """A file, or the runtime that reads it, is not there at all: something else may stand in."""
+
+
 class Mismatch(ScoringError):
     """Two files that were not made with each other.
 

@@ -16,6 +16,10 @@ linear in `Clusters.basis`, so their average is again one vector of weights: psi
 The loss compares models profiled together: what makes a prompt harder for all of them alike moves
 no decision, so errors are taken less their mean over the models. One model alone is measured by its
 own squared error.
+
+Whoever picks the least of many estimates picks one that is too low. So where more than two models
+are profiled together, the differences between them are drawn towards those of their means, the more
+the more models there are (`_doubted`); two models keep their order whatever is done.
 """
 
 from __future__ import annotations
@@ -106,7 +110,7 @@ def fit_profiles(
     held_out = fitter.held_out(basis, errors, seed, progress)
     chosen, loss = _not_worse(held_out, errors)
     weights = fitter.weights(basis, errors, chosen)
-    average = np.mean([weights[variant] for variant in chosen], axis=0)
+    average = _doubted(np.mean([weights[variant] for variant in chosen], axis=0), errors)
     average[clusters.blocks["member"]] -= psi
     progress(1.0)
     return Fitted(psi, counts, average, tuple(str(variant) for variant in chosen), loss)
@@ -212,6 +216,24 @@ def _ridge(x: Floats, y: Floats, ridges: Sequence[float]) -> dict[float, tuple[F
         slopes = centred.T @ solved if wide else solved
         found[ridge] = (slopes, y_mean - x_mean @ slopes)
     return found
+
+
+def _doubted(weights: Floats, errors: Floats) -> Floats:
+    """The same weights with the differences between models drawn towards those of their means.
+
+    Half of a difference is believed, and the whole of it where there is no choice to regret. On 16
+    splits of a pool of eleven alike models that makes -.1 of area over ZeroRouter +.3 with all
+    labels, and .0 .2 with 500; believing half throughout costs a pool of four unlike ones .15.
+    """
+    models = errors.shape[1]
+    if models < 3:
+        return weights
+    believed = 0.5 + 1 / models
+    common = weights.mean(axis=1, keepdims=True)
+    apart = believed * (weights - common)
+    level = errors.mean(axis=0)
+    apart[-1] += (1 - believed) * (level - level.mean())
+    return np.asarray(common + apart)
 
 
 def _not_worse(held_out: dict[Variant, Floats], errors: Floats) -> tuple[list[Variant], float]:

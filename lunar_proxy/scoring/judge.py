@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -155,6 +155,25 @@ def estimate(rows: Iterable[Row], price: tuple[float, float] | None) -> float | 
     return (sum(prompts) * price[0] + len(prompts) * ANSWER_TOKENS * price[1]) / 1e6
 
 
+def estimate_judging(rows: Sequence[Row], price: tuple[float, float] | None) -> float | None:
+    """US dollars for a judge to read each prompt with its answer and say a number."""
+    longer = [replace(row, prompt=row.prompt + _ASKED, prompt_tokens=0) for row in rows]
+    read = estimate(longer, price)
+    if read is None or price is None:
+        return None
+    return read + len(rows) * ANSWER_TOKENS * (price[0] - price[1]) / 1e6
+
+
+def cost_of(
+    answer: Answer, prompt_tokens: float, price: tuple[float, float] | None
+) -> float | None:
+    """US dollars of a call: what the server says, else by `price` per million tokens in and out."""
+    if answer.usd is not None or price is None:
+        return answer.usd
+    said = ANSWER_TOKENS if answer.output_tokens is None else answer.output_tokens
+    return (prompt_tokens * price[0] + said * price[1]) / 1e6
+
+
 async def grade(
     rows: Sequence[Row],
     model: str,
@@ -165,25 +184,32 @@ async def grade(
     price: tuple[float, float] | None = None,
     max_usd: float | None = None,
     parallel: int = 4,
+    judging_usd: Callable[[], float] = lambda: 0.0,
     progress: Callable[[int, int, float], None] = lambda _done, _all, _usd: None,
 ) -> dict[str, Graded]:
-    """Ask and grade what `path` does not hold yet; stop before `max_usd` is passed."""
+    """Ask and grade what `path` does not hold yet; stop before `max_usd` is passed.
+
+    `judging_usd` is what a judge that costs something has cost so far. Of calls made together the
+    answers that came are kept when another fails: they are paid.
+    """
     found = read_graded(path, model)
     waiting = [row for row in rows if row.prompt not in found]
-    spent = 0.0
+    asked_usd = 0.0
     with _appending(path) as file:
         for start in range(0, len(waiting), parallel):
-            if max_usd is not None and spent >= max_usd:
+            if max_usd is not None and asked_usd + judging_usd() >= max_usd:
                 break
             batch = waiting[start : start + parallel]
-            for graded in await asyncio.gather(
-                *(_one(row, model, ask, judge, price) for row in batch)
-            ):
+            asking = (_one(row, model, ask, judge, price) for row in batch)
+            came = await asyncio.gather(*asking, return_exceptions=True)
+            for graded in (one for one in came if isinstance(one, Graded)):
                 file.write(json.dumps(_compact(asdict(graded))) + "\n")
                 found[graded.prompt] = graded
-                spent += graded.usd or 0.0
+                asked_usd += graded.usd or 0.0
             file.flush()
-            progress(len(found), len(rows), spent)
+            for failed in (one for one in came if isinstance(one, BaseException)):
+                raise failed
+            progress(len(found), len(rows), asked_usd + judging_usd())
     return found
 
 
@@ -206,10 +232,7 @@ async def _one(
     row: Row, model: str, ask: Ask, judge: Judge, price: tuple[float, float] | None
 ) -> Graded:
     answer = await ask(row.prompt)
-    usd = answer.usd
-    if usd is None and price is not None:
-        prompt = row.prompt_tokens or len(row.prompt) / CHARS_PER_TOKEN
-        usd = (prompt * price[0] + (answer.output_tokens or ANSWER_TOKENS) * price[1]) / 1e6
+    usd = cost_of(answer, row.prompt_tokens or len(row.prompt) / CHARS_PER_TOKEN, price)
     score = await judge(row, answer.text)
     return Graded(
         row.prompt, model, score, answer.output_tokens, usd, row.dataset, row.prompt_tokens

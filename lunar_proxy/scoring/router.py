@@ -5,7 +5,8 @@ Immutable: a reload is another `load`, and whoever decides keeps the one it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,24 @@ from .features import surface
 from .profiles import Profile, load_profiles
 
 _ASSETS = Path(__file__).parent / "assets"
-DEFAULT_EMBEDDER = _ASSETS / "all-MiniLM-L6-v2-int8"
-DEFAULT_PROFILES = _ASSETS / "public"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """An embedder of the package, and the public profiles that were made with it."""
+
+    embedder: Path
+    profiles: Path
+
+
+# By the names that `router.embedder` and `--embedder` know, besides directories.
+SHIPPED: Mapping[str, Shipped] = {
+    "minilm": Shipped(_ASSETS / "all-MiniLM-L6-v2-int8", _ASSETS / "public"),
+    "static": Shipped(_ASSETS / "all-MiniLM-L6-v2-static", _ASSETS / "public-static"),
+}
+DEFAULT_EMBEDDER = SHIPPED["minilm"].embedder
+DEFAULT_PROFILES = SHIPPED["minilm"].profiles
+
 # Fewer labels than this in a cluster say nothing of it (ROUTING: coverage).
 _COVERED = 5
 
@@ -30,6 +47,15 @@ class MissingProfiles(ScoringError):
         super().__init__(f"no profile for {', '.join(missing)}")
         self.missing = missing
         self.available = available
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A text, as one router's profiles see it: 260 bytes for 31 of them."""
+
+    errors: Array  # float32 [profiles], in the order of loading
+    coverage: Array  # float32 [profiles]: share of the text in clusters where each was measured
+    cluster: int
 
 
 class Router:
@@ -115,14 +141,33 @@ class Router:
         """
         if isinstance(features, str):
             features = surface(features)
-        rows = self._rows_of(candidates)
+        return self.choose(self.read(embedding, features), candidates, cost_weight, scale)
+
+    def read(self, embedding: Array, features: Array) -> Reading:
+        """What the profiles say of a text, whoever will be asked about it."""
         basis = self.clusters.basis(embedding, features)
-        errors = np.clip(self._weights[rows] @ basis, 0, 1).tolist()
+        member = basis[: self.clusters.k]
+        return Reading(
+            np.asarray(np.clip(self._weights @ basis, 0, 1), dtype=np.float32),
+            self._covered @ member,
+            int(member.argmax()),
+        )
+
+    def choose(
+        self,
+        reading: Reading,
+        candidates: Sequence[Candidate],
+        cost_weight: float = 0.0,
+        scale: Scale = "normalized",
+    ) -> Decision:
+        """The second half of `decide`; `reading` is this router's own."""
+        rows = self._rows_of(candidates)
+        errors = reading.errors[rows].tolist()
         costs = [candidate.cost for candidate in candidates]
         scores = score(errors, costs, cost_weight, scale)
         order = rank(candidates, scores)
-        member = basis[: self.clusters.k]
-        return _decision(candidates, order, errors, scores, member, self._covered[rows[order[0]]])
+        coverage = float(reading.coverage[rows[order[0]]])
+        return _decision(candidates, order, errors, scores, reading.cluster, coverage)
 
     def _rows_of(self, candidates: Sequence[Candidate]) -> list[int]:
         profiles = [self.find(candidate.profile or candidate.id) for candidate in candidates]
@@ -169,12 +214,11 @@ def _decision(
     order: list[int],
     errors: list[float],
     scores: list[float],
-    member: Array,
-    covered: Array,
+    cluster: int,
+    coverage: float,
 ) -> Decision:
     ids = [candidate.id for candidate in candidates]
     first = order[0]
-    cluster = int(member.argmax())
     return Decision(
         selected=ids[first],
         expected_error=errors[first],
@@ -183,7 +227,7 @@ def _decision(
         all_scores=dict(zip(ids, scores, strict=True)),
         ranking=tuple(ids[index] for index in order),
         expected_errors=dict(zip(ids, errors, strict=True)),
-        coverage=float(member @ covered),
+        coverage=coverage,
         reasoning=_reasoning(ids, order, errors, scores, cluster),
     )
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from .build import MIN_LABELLED, MIN_MODELS, build_clusters
 from .clusters import Array, Clusters
-from .encoder import Encoder
 from .errors import ScoringError
 from .evaluate import Figures, Floats, Pool, figures, nearest_neighbours
 from .features import surface
@@ -19,6 +18,7 @@ from .fit import Fitted, fit_profiles
 from .profiles import Profile, Source
 from .router import Router
 from .rows import Row, answer_tokens, complete, draw, errors_of, models_of
+from .static import open_encoder
 from .store import VectorStore
 
 Progress = Callable[[str, float], None]
@@ -34,7 +34,7 @@ class Lens:
     """Prompts as the router sees them: vectors (remembered on disk) and surface features."""
 
     def __init__(self, directory: Path, store: VectorStore, progress: Progress = quiet) -> None:
-        self._encoder = Encoder(directory)
+        self._encoder = open_encoder(directory)
         self.embedder = self._encoder.id
         self._store = store
         self._progress = progress

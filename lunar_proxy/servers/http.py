@@ -310,6 +310,12 @@ class QueueClient:
         if self._begun is None:
             raise ConnectionResetError("the call ended without an answer")
         status, headers, length = self._begun
+        if self._ended and not self._cut and length == self._size > 0:
+            # All of it is here: head and body leave together, in one write to the socket.
+            whole = web.Response(status=status, headers=_fields(headers), body=self._taken())
+            await whole.prepare(request)
+            await whole.write_eof()
+            return whole
         response = web.StreamResponse(status=status, headers=_fields(headers))
         if length is not None:
             response.content_length = length
@@ -322,9 +328,7 @@ class QueueClient:
             if not self._queue:
                 await self._wait()
                 continue
-            data = b"".join(self._queue)
-            self._queue.clear()
-            self._size = 0
+            data = self._taken()
             if request.method != "HEAD":  # its client would take a body for the next answer
                 await response.write(data)
             if self._source is not None:
@@ -335,6 +339,12 @@ class QueueClient:
             raise ConnectionResetError("the provider's answer was cut off")
         await response.write_eof()
         return response
+
+    def _taken(self) -> bytes:
+        data = b"".join(self._queue)
+        self._queue.clear()
+        self._size = 0
+        return data
 
     async def _wait(self) -> None:
         self._news.clear()

@@ -353,6 +353,16 @@ def test_nothing_of_it_is_loaded_until_it_is_asked(stage: Stage, tmp_path: Path)
         assert "onnxruntime" in maps.read_text()
 
 
+def test_the_static_embedder_decides_without_onnxruntime(stage: Stage, tmp_path: Path) -> None:
+    doc = config(stage.upstream.url)
+    doc["router"] = {"embedder": "static"}
+    with serving(tmp_path, doc) as proxy:
+        assert routing(proxy)["selected_model"] == "gpt-4o"
+        maps = Path(f"/proc/{proxy.process.pid}/maps").read_text()
+        assert "numpy" in maps
+        assert "onnxruntime" not in maps
+
+
 def test_profiles_that_cannot_be_read_are_a_bad_config(stage: Stage, tmp_path: Path) -> None:
     doc = config(stage.upstream.url)
     with serving(tmp_path, doc) as proxy:

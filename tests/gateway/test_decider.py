@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 
 from lunar_proxy.config.schema import Router as Settings
 from lunar_proxy.core.errors import RouterNotReady
-from lunar_proxy.gateway.decider import RETRY_S, Decider, Verdict
+from lunar_proxy.gateway.decider import RETRY_S, Decider, Readings, Verdict
 from lunar_proxy.scoring.decide import Candidate
 from lunar_proxy.scoring.encoder import EmbedderId, Vector
-from lunar_proxy.scoring.errors import BadFile
-from lunar_proxy.scoring.router import DEFAULT_PROFILES, Router
+from lunar_proxy.scoring.errors import Absent, BadFile
+from lunar_proxy.scoring.profiles import save_profile
+from lunar_proxy.scoring.router import DEFAULT_EMBEDDER, DEFAULT_PROFILES, SHIPPED, Router
 from lunar_proxy.testing import FakeClock
 
 POOL = [Candidate("gpt-4o", 10.0), Candidate("gpt-4o-mini", 1.0)]
@@ -23,9 +25,10 @@ POOL = [Candidate("gpt-4o", 10.0), Candidate("gpt-4o-mini", 1.0)]
 class Embedder:
     """A vector for any text, as soon as the test lets it."""
 
-    def __init__(self, id: EmbedderId, *, broken: bool = False) -> None:
+    def __init__(self, id: EmbedderId, *, broken: bool = False, absent: bool = False) -> None:
         self.id = id
         self.broken = broken
+        self.absent = absent
         self.starts = 0
         self.free = asyncio.Event()
         self.free.set()
@@ -36,6 +39,8 @@ class Embedder:
 
     async def start(self) -> EmbedderId:
         self.starts += 1
+        if self.absent:
+            raise Absent("model.onnx: onnxruntime is not installed")
         if self.broken:
             raise BadFile("model.onnx: missing")
         return self.id
@@ -115,6 +120,55 @@ async def test_profiles_of_another_embedder_are_refused(id: EmbedderId, clock: F
         await decider.load()
 
 
+class Encoders:
+    """minilm cannot be loaded here, until it can."""
+
+    def __init__(self, id: EmbedderId) -> None:
+        self.minilm = Embedder(id, absent=True)
+        self.static = Embedder(Router.load(SHIPPED["static"].profiles).embedder)
+
+    def __call__(self, directory: Path) -> Embedder:
+        return self.minilm if directory == DEFAULT_EMBEDDER else self.static
+
+
+async def test_static_stands_in_for_an_embedder_that_is_not_there(
+    id: EmbedderId, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoders = Encoders(id)
+    decider = Decider(Settings(), clock, encoders)
+    with caplog.at_level(logging.WARNING):
+        assert (await decide(decider)).decision.selected
+    assert "onnxruntime is not installed; embedder 'static' stands in" in caplog.text
+    standing_in = await decider.load()
+    assert standing_in.router.embedder == encoders.static.id
+
+    # A reload tries again what the config asks for, and keeps what stands in while it must.
+    decider.use(Settings(), await decider.prepare(Settings()))
+    assert (await decider.load()).embedder is standing_in.embedder
+    encoders.minilm.absent = False
+    decider.use(Settings(), await decider.prepare(Settings()))
+    assert (await decider.load()).router.embedder == id
+
+
+async def test_static_is_no_help_to_profiles_that_were_made_with_another(
+    id: EmbedderId, clock: FakeClock, tmp_path: Path
+) -> None:
+    save_profile(next(iter(Router.load())), tmp_path)
+    decider = Decider(Settings(profiles=tmp_path), clock, Encoders(id))
+    with pytest.raises(RouterNotReady, match=r"not installed; static cannot stand in: .*made with"):
+        await decider.load()
+
+
+@pytest.mark.parametrize("place", ["static", "/nowhere"])
+async def test_nothing_stands_in_for_what_was_asked_for_by_name(
+    id: EmbedderId, clock: FakeClock, place: str
+) -> None:
+    embedder = Embedder(id, absent=True)
+    decider = Decider(Settings(embedder=place), clock, lambda _directory: embedder)
+    with pytest.raises(RouterNotReady, match=r"onnxruntime is not installed$"):
+        await decider.load()
+
+
 async def test_a_reload_that_fails_changes_nothing(decider: Decider, tmp_path: Path) -> None:
     before = await decider.load()
     with pytest.raises(RouterNotReady, match="no such directory"):
@@ -159,11 +213,22 @@ async def test_feedback_that_is_off_is_not_learned(decider: Decider) -> None:
     assert decider.loaded is before
 
 
-async def test_the_form_of_a_long_text_counts_as_that_of_a_short_one(decider: Decider) -> None:
+async def test_a_text_is_decided_alike_however_it_is_remembered(decider: Decider) -> None:
     for text in ("What is 2 + 2?", "What is 2 + 2? " * 200):
         first = await decide(decider, text)
-        assert (await decide(decider, text)).decision == first.decision
+        again = await decide(decider, text)
+        assert (first.cached, again.cached) == (False, True)
+        assert again.decision == first.decision
         vector = (await decider.load()).embedder.cached(text)
         assert vector is not None
         router = (await decider.load()).router
         assert first.decision == router.decide(vector, text, POOL)
+
+
+def test_remembers_a_bounded_number_of_texts_as_one_router_read_them() -> None:
+    readings, router = Readings(2), Router.load()
+    reading = router.read(np.eye(384, dtype=np.float32)[0], np.zeros(13, dtype=np.float32))
+    for text in "abc":
+        readings.put(text, router, reading)
+    assert [readings.get(text, router) is reading for text in "abc"] == [False, True, True]
+    assert readings.get("b", Router.load()) is None

@@ -89,6 +89,23 @@ def test_the_held_out_loss_finds_that_the_features_tell() -> None:
     assert (expected.argmin(axis=1) == errors.argmin(axis=1)).mean() > 0.9
 
 
+@pytest.mark.parametrize(("copies", "believed"), [(1, 1.0), (2, 0.75), (5, 0.6)])
+def test_the_more_models_the_less_their_differences_are_believed(
+    made: Clusters, copies: int, believed: float
+) -> None:
+    """Copies of the same two answer alike, so what is known of them is the same."""
+    vectors, features, kind = world(1, 400)
+    errors = graded(kind, 2)
+    basis = made.basis(vectors, features)
+    pair = fit_profiles(made, basis, errors).predict(basis, made)
+    many = fit_profiles(made, basis, np.tile(errors, (1, copies))).predict(basis, made)
+    level = errors.mean(axis=0)
+    expected = believed * (pair[:, 0] - pair[:, 1]) + (1 - believed) * (level[0] - level[1])
+    within = ((many > 0) & (many < 1)).all(axis=1) & ((pair > 0) & (pair < 1)).all(axis=1)
+    assert within.mean() > 0.9
+    assert np.allclose((many[:, 0] - many[:, 1])[within], expected[within], atol=1e-6)
+
+
 def test_one_model_alone_can_be_profiled(made: Clusters) -> None:
     vectors, features, kind = world(1, 400)
     fitted = fit_profiles(made, made.basis(vectors, features), graded(kind, 2)[:, :1])

@@ -7,7 +7,9 @@ from lunar_proxy.scoring.errors import BadFile, ScoringError
 from lunar_proxy.scoring.judge import (
     Answer,
     Ask,
+    cost_of,
     estimate,
+    estimate_judging,
     exact,
     grade,
     llm,
@@ -126,6 +128,50 @@ async def test_counts_what_is_spent_and_stops_in_time(tmp_path: Path) -> None:
     )
     assert len(asked) == 2
     assert spent == [pytest.approx(2.0)]
+
+
+async def test_answers_that_were_paid_are_kept_when_another_fails(tmp_path: Path) -> None:
+    async def ask(prompt: str) -> Answer:
+        if prompt == ROWS[1].prompt:
+            raise ScoringError("503 for m")
+        return Answer("0")
+
+    with pytest.raises(ScoringError, match="503 for m"):
+        await grade(ROWS[:4], "m", ask, exact, tmp_path / "a")
+    again, asked = saying("0")
+    await grade(ROWS[:4], "m", again, exact, tmp_path / "a")
+    assert asked == [ROWS[1].prompt]
+
+
+async def test_what_the_judge_costs_counts_too(tmp_path: Path) -> None:
+    ask, asked = saying("0")
+    found = await grade(
+        *(ROWS, "m", ask, exact, tmp_path / "a"),
+        max_usd=1.0,
+        parallel=2,
+        judging_usd=lambda: 0.3 * len(asked),
+    )
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "usd"),
+    [
+        (Answer("x", output_tokens=10, usd=0.5), 0.5),
+        (Answer("x", output_tokens=10), 120e-6),
+        (Answer("x", output_tokens=0), 100e-6),
+        (Answer("x"), 700e-6),
+    ],
+)
+def test_a_call_costs_what_its_server_says_or_the_table(answer: Answer, usd: float) -> None:
+    assert cost_of(answer, 100, (1.0, 2.0)) == pytest.approx(usd)
+
+
+def test_a_judge_reads_prompt_and_answer_and_says_little() -> None:
+    usd = estimate_judging([Row("x" * 380)], (1.0, 1000.0))
+    assert usd is not None
+    assert 400e-6 < usd < 600e-6
+    assert estimate_judging(ROWS, None) is None
 
 
 def test_estimates_the_cost_before_it_starts() -> None:

@@ -38,7 +38,7 @@ OTHER_TEXT = "The next one answers."
 
 @dataclass(frozen=True)
 class Fault:
-    """`tries`: how often it is asked, or tried to be. Alone, the client gets `status`, `type`, `code`."""
+    """`tries`: how often it was to be asked. Alone, the client gets `status`, `type`, `code`."""
 
     plays: Script
     tries: int
