@@ -199,7 +199,7 @@ class App:
             now=time.monotonic,
             wall=time.time,  # noqa: TID251
             draw=random.random,
-            new_id=lambda: f"req_{random.getrandbits(128):032x}",
+            new_id=_new_id,
             log=self.log,
         )
 
@@ -220,6 +220,7 @@ class App:
                 api.routes(self.gateway),
                 time.monotonic,
                 self._max_body(),
+                new_id=_new_id,
                 is_provider=lambda authority: self.gateway.knows(authority),
                 is_here=self._is_here,
             )
@@ -229,6 +230,7 @@ class App:
                 now=time.monotonic,
                 max_body=self._max_body(),
                 doors=self.doors,
+                new_id=_new_id,
             )
             self.forward = forward = self._forward(doorway, http)
             stack.callback(forward.close)
@@ -456,6 +458,10 @@ def find(config: Config) -> Ca | None:
 
 def parent_of(config: Config) -> Parent | None:
     return parse_parent(config.upstream_proxy.reveal()) if config.upstream_proxy else None
+
+
+def _new_id() -> str:
+    return f"req_{random.getrandbits(128):032x}"
 
 
 def _spare_the_collector() -> None:

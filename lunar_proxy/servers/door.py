@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import FIELD_LINE, read, render
-from lunar_proxy.core.intake import Incoming
+from lunar_proxy.core.intake import Incoming, request_id
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
@@ -120,6 +120,7 @@ class Doorway:
     now: Callable[[], float]
     max_body: int
     doors: set[Door]
+    new_id: Callable[[], str]  # for an answer that is given here
     # Takes a connection over whose head, whole, asks for CONNECT; and what came after the head.
     connect: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
     via: Attachment | None = None  # whom these connections were opened for (HTTPS_PROXY)
@@ -236,11 +237,11 @@ class Door(asyncio.Protocol):
         if head is None:
             self._leave(data, end + 4)
             return
+        self._head, self._missing = head, head.length
         if head.length > self._doorway.max_body:
             self._refuse(too_large(self._doorway.max_body))
             return
         self._buffer = b""
-        self._head, self._missing = head, head.length
         self._more_body(data[end + 4 :])
 
     def _read(self, raw: bytes) -> Head | None:
@@ -322,7 +323,8 @@ class Door(asyncio.Protocol):
     def _refuse(self, error: ProxyError) -> None:
         """Answer a request that was not read to its end; the connection cannot go on after."""
         self._keep_alive = False
-        status, headers, body = error_answer(error, [])
+        id = (request_id(self._head.fields) if self._head else None) or self._doorway.new_id()
+        status, headers, body = error_answer(error, [(b"x-request-id", id.encode())])
         self.head(status, headers, len(body))
         self.write(body)
         self.end()

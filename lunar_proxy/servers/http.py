@@ -30,7 +30,7 @@ from lunar_proxy.core.errors import (
     ProxyError,
     RequestTimeout,
 )
-from lunar_proxy.core.intake import Incoming, check_path
+from lunar_proxy.core.intake import Incoming, check_path, request_id
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
@@ -82,11 +82,13 @@ class HttpDoor(web.Server):
         now: Callable[[], float],
         max_body: int,
         *,
+        new_id: Callable[[], str],
         is_provider: Callable[[Authority], bool] = lambda _: False,
         is_here: Callable[[Authority], bool] = lambda _: False,
     ) -> None:
         """`is_provider`, `is_here`: what a request in absolute form may be for."""
         super().__init__(self._handle, handler_cancellation=True)
+        self.new_id = new_id
         self._is_provider = is_provider
         self._is_here = is_here
         self._serve = serve
@@ -122,9 +124,14 @@ class HttpDoor(web.Server):
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self._answer(request)
+            response = await self._answer(request)
         except ProxyError as error:
-            return _response(Answer(*error_answer(error, [])))
+            response = _response(Answer(*error_answer(error, [])))
+        if not response.prepared:  # what was answered here, and not by `serve`
+            raw = request.headers.get("x-request-id", "").encode("latin-1", "replace")
+            id = request_id(Fields(((b"x-request-id", raw),))) or self.new_id()
+            response.headers.setdefault("x-request-id", id)
+        return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.version < (1, 0):
@@ -371,7 +378,9 @@ class _Handler(RequestHandler):
             error: ProxyError = ProxyError("internal error")
         else:
             error = InvalidRequest("the request is not valid HTTP", code="bad_http")
-        response = _response(Answer(*error_answer(error, [])))
+        door = cast(HttpDoor, self._manager)
+        extra = [(b"x-request-id", door.new_id().encode())]
+        response = _response(Answer(*error_answer(error, extra)))
         response.force_close()
         return response
 

@@ -282,7 +282,7 @@ class RedisStore:
 
     async def query(self, since: float, by: Dimension) -> list[Spend]:
         """Over a connection of its own: a year of rows would hold up every decision behind them."""
-        await self._ask(self._flush())
+        await self._ask(self._flush(), patience_s=None)  # each batch has its own
         pipe = Pipe(self._url)
         try:
             await pipe.connect((), PATIENCE_S)
@@ -304,7 +304,8 @@ class RedisStore:
         ]
         async with self._flushing:  # the ticker and a query may both be here
             while self._batches:
-                await self._add_batch(*self._batches[0])
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._add_batch(*self._batches[0])
                 del self._batches[0]
 
     async def _add_batch(self, name: str, entries: list[Entry]) -> None:
@@ -329,10 +330,10 @@ class RedisStore:
 
     # --- beside the requests ------------------------------------------------------------------
 
-    async def _ask(self, answer: Awaitable[T]) -> T:
+    async def _ask(self, answer: Awaitable[T], patience_s: float | None = PATIENCE_S) -> T:
         """For what no call waits for. Raises StoreUnavailable."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 return await answer
         except Exception as error:
             self._trip(error)

@@ -164,6 +164,7 @@ def test_a_bad_body_is_refused(
         answer = answer_on(sock)
     assert answer.status == status
     assert answer.error["code"] == code
+    assert answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(("wire", "statuses"), WIRE.values(), ids=WIRE)
@@ -173,15 +174,17 @@ def test_bad_http_is_refused(proxy: Proxy, wire: bytes, statuses: set[int]) -> N
         answer = answer_on(sock)
     assert answer.status in statuses
     assert answer.error["type"] == "invalid_request_error"
+    assert answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_what_is_not_there_is_said(
     proxy: Proxy, method: str, path: str, status: int, code: str
 ) -> None:
-    answer = ask(proxy.url, path=path, method=method)
+    answer = ask(proxy.url, path=path, method=method, headers={"x-request-id": "mine"})
     assert answer.status == status
     assert answer.error["code"] == code
+    assert answer.headers["x-request-id"] == "mine"
 
 
 @pytest.mark.parametrize(("name", "value"), HEADERS.items(), ids=HEADERS)

@@ -102,7 +102,7 @@ async def test_a_call_that_ends_without_an_answer_leaves_nobody_waiting(begun: b
             client.write(b"half")
 
     loop = asyncio.get_running_loop()
-    doorway = Doorway(serve, lambda *_: None, loop.time, 1024, set())
+    doorway = Doorway(serve, lambda *_: None, loop.time, 1024, set(), lambda: "r-1")
     server = await loop.create_server(lambda: Door(doorway), "127.0.0.1", 0)
     async with server, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
