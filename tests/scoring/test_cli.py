@@ -239,6 +239,14 @@ BAD = {
     "bad line": (["fit", "--prompts", "{dir}/bad.jsonl", "--out", "{dir}/x"], "bad.jsonl:2: "),
     "no data": (["eval"], "--data is needed"),
     "no clusters": (["inspect", "{dir}/nothing"], "nothing: no such directory"),
+    "no encoder": (
+        ["distill", "--embedder", "{dir}/nothing", "--out", "{dir}/x"],
+        "nothing: no such directory with an embedder",
+    ),
+    "profiles of another encoder": (
+        ["route", "hello", "--embedder", "static", "--profiles", "{made}/DIR"],
+        "made with embedder",
+    ),
     "unknown model": (
         ["eval", "--data", "{made}/test.gz", "--models", "maths,nobody", "--labels", "9"],
         "no row scores nobody; there are scores of maths, words",

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lunar_proxy.scoring.embedder import Embedder
+from lunar_proxy.scoring.embedder import NICER, Embedder, give_way
 from lunar_proxy.scoring.encoder import Encoder
 from lunar_proxy.scoring.errors import BadFile, Mismatch
 from lunar_proxy.scoring.router import DEFAULT_EMBEDDER
@@ -84,6 +86,17 @@ async def test_loads_on_the_first_need(embedder: Embedder) -> None:
     assert embedder.id is None
     await embedder.embed("now")
     assert embedder.id == await embedder.start()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own there")
+def test_its_threads_give_way_to_the_loop() -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    before = nice()
+    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+        assert pool.submit(nice).result() == min(19, before + NICER)
+    assert nice() == before
 
 
 async def test_a_failed_load_is_told_to_every_caller(tmp_path: Path) -> None:
