@@ -12,6 +12,7 @@ import orjson
 from .attachment import Attachment
 from .errors import InvalidRequest
 from .jsonread import read_request
+from .jsonspan import at_most
 from .model import Annotate, Call, Fields, Identity
 
 # Endpoints whose body must be a JSON object that names a model.
@@ -208,7 +209,8 @@ def parse(body: bytes) -> Any:
             f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})",
             code="invalid_json",
         ) from None
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _deeper_than(doc, MAX_DEPTH):
+    shallow = at_most(body, b"{", MAX_DEPTH // 2) and at_most(body, b"[", MAX_DEPTH // 2)
+    if not shallow and _deeper_than(doc, MAX_DEPTH):
         raise InvalidRequest(
             f"the body is nested more than {MAX_DEPTH} levels deep", code="too_deeply_nested"
         )

@@ -43,6 +43,9 @@ _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[ \t\n\r,}\]]|\Z")
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_HOPS = 32
+# A long text of few strings, as prose in a prompt, is scanned in fewer hops than it takes to look
+# through it for one word.
+_LONG, _FEW_QUOTES = 8 * 1024, 100
 _OPENING = b"{["
 _QUOTE, _BACKSLASH, _BRACE, _CLOSING_BRACE = b'"\\{}'
 
@@ -65,6 +68,19 @@ def members(body: bytes, at: int = 0) -> list[Member]:
         if body[pos] != _CLOSING_BRACE:
             pos = _skip_space(body, pos + 1)
     return found
+
+
+def at_most(body: bytes, byte: bytes, limit: int) -> bool:
+    """Whether `byte` stands in `body` so many times or fewer; in a long one it hops from one to the
+    next at memchr speed, where bytes.count looks at every byte."""
+    if len(body) < _LONG:
+        return body.count(byte) <= limit
+    pos = -1
+    for _ in range(limit + 1):
+        pos = body.find(byte, pos + 1)
+        if pos < 0:
+            return True
+    return False
 
 
 def value_end(body: bytes, start: int) -> int:
@@ -138,7 +154,8 @@ def rewrite_request(
     edits = removal(found, drop)
     if model is not None:
         new = orjson.dumps(model)
-        edits += [Edit(m.value, m.end, new) for m in kept if m.name == "model"]
+        named = [m for m in kept if m.name == "model"]
+        edits += [Edit(m.value, m.end, new) for m in named if body[m.value : m.end] != new]
     if ask_usage:
         edits += _ask_usage(body, kept)
     return apply(body, edits)
@@ -152,7 +169,9 @@ def name_model(body: bytes, model: str) -> bytes:
 def _rewrite_quickly(
     body: bytes, model: str | None, ask_usage: bool, doc: Mapping[str, Any]
 ) -> bytes | None:
-    """None when it takes a scan to know where things stand."""
+    """None when it takes a scan to know where things stand, or when that is quicker."""
+    if len(body) > _LONG and at_most(body, b'"', _FEW_QUOTES):
+        return None
     edits = []
     if ask_usage:
         if "stream_options" in doc:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lunar_proxy.core.jsonspan import (
     Edit,
     apply,
+    at_most,
     insertion,
     members,
     name_model,
@@ -280,3 +281,35 @@ def test_a_text_full_of_escapes_has_one_end(escaped: str) -> None:
 )
 def test_a_request_without_a_model_is_given_one(body: bytes, named: bytes) -> None:
     assert name_model(body, "b") == named
+
+
+LONG = {
+    "prose": "The quick brown fox jumps over the lazy dog. " * 1000,
+    "lines": "The quick brown fox\n" * 2000,
+    "code": 'print("model", {"a": [1, 2]})\n' * 1000,
+    "escapes": "\x01\x02" * 5000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_long_prompt_keeps_every_byte(text: str, asks: bool) -> None:
+    doc = {"messages": [{"role": "user", "content": text}], "model": "a", "n": 1}
+    body = json.dumps(doc).encode()
+    out = rewrite_request(body, model="b", ask_usage=asks, doc=doc)
+    added = {"stream_options": {"include_usage": True}} if asks else {}
+    assert json.loads(out) == {**doc, "model": "b", **added}
+    there = b'"stream_options":{"include_usage":true},'
+    assert out.replace(there, b"").replace(b"," + there[:-1], b"") == body.replace(
+        b'"model": "a"', b'"model": "b"'
+    )
+    same = rewrite_request(body, model="a", doc=doc)
+    assert same is body
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 10])
+def test_counts_no_further_than_it_needs(size: int, count: int) -> None:
+    body = b"{" * count + b"x" * (size - count)
+    assert at_most(body, b"{", 6) is (count <= 6)
+    assert at_most(body[::-1], b"{", 6) is (count <= 6)
