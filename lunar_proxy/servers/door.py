@@ -1,6 +1,6 @@
 """The fast door: the strict common case of an LLM call, with as little between as can be.
 
-It takes HTTP/1.1 POSTs to the four JSON endpoints that have exactly one Content-Length and nothing
+It takes HTTP/1.1 POSTs to the JSON endpoints that have exactly one Content-Length and nothing
 unusual about them. Whatever it does not fully understand is handed over, bytes and all, to the
 aiohttp door on the same transport, before anything was answered. So request smuggling has no room:
 nothing is guessed here, and a request is never read by two parsers.
@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import FIELD_LINE, read, render
-from lunar_proxy.core.intake import Incoming, request_id
+from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming, request_id
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
@@ -40,9 +40,7 @@ from .bounds import (
     too_large,
 )
 
-FAST_PATHS = frozenset(
-    {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/embeddings"}
-)
+FAST_PATHS = frozenset(f"/v1/{name}".encode() for name in JSON_ENDPOINTS)
 # The whole of a head this door takes.
 HEAD = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1\r\n((?:%b)++)" % FIELD_LINE)
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
