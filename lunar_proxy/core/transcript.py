@@ -81,15 +81,14 @@ class Transcript:
         self._choices: dict[int, _Parts] = {}
         self._kept = 0
         self._sequence = -1
-        self._head = b"\0"  # matches nothing
-        self._joint = self._tail = b""
+        self._head = self._joint = self._tail = b""  # no tail: nothing was learned
         self._start = self._stop = 0
         self._where: tuple[int, Kind] = (0, "content")
         self._lessons = _LESSONS
 
     def repeats(self, chunk: bytes) -> bool:
         """True if `chunk` is the event last learned, with another word; it has been added."""
-        if not (chunk.startswith(self._head) and chunk.endswith(self._tail)):
+        if not (self._tail and chunk.startswith(self._head) and chunk.endswith(self._tail)):
             return False
         word = chunk[self._start : self._stop]
         if not self._is_word(word):
@@ -107,7 +106,7 @@ class Transcript:
         """Where the events end that repeats() would know, one after another from `start` on; they
         have been added. Together they cost a fraction of what they do one by one.
         """
-        if not data.startswith(self._head, start):
+        if not (self._tail and data.startswith(self._head, start)):
             return start
         between = data[start + self._start :].split(self._tail + self._head)
         words = [*takewhile(self._is_word, between[:-1])]

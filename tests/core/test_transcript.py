@@ -39,6 +39,12 @@ def test_the_same_event_with_another_word_is_known() -> None:
     assert heard.said() == [Said(0, content="".join(words), chars=len("".join(words)))]
 
 
+@pytest.mark.parametrize("raw", [b"\0\n\n", b"\n\n", b"data: [DONE]\n\n", b""])
+def test_nothing_is_known_before_a_lesson(raw: bytes) -> None:
+    assert not transcript().repeats(raw)
+    assert transcript().run(raw, 0) == 0
+
+
 def test_padding_does_not_hide_it() -> None:
     heard = transcript()
     events = [chunk({"content": f"w{i}"}, obfuscation="x" * (i % 5)) for i in range(8)]
