@@ -147,8 +147,14 @@ class Stream:
         start = data.find(b"\n\n") + 2 if self._parser.pending else 0
         out = [self._feed_parsed(data[:start])] if start else []
         whole = data.rfind(b"\n\n") + 2
+        looked = False  # for a mark in all that is left: once, for it takes as long as all of it
         while start < whole and (self.plain or not self.started) and not self._parser.pending:
-            stop = self._plain_run(data, start, whole) if self.plain else start
+            stop = self._known_run(data, start) if self.plain else start
+            if stop == start and self.plain and not looked:
+                looked = True
+                if not self._marked(data[start:whole]):
+                    stop = whole
+                    self._transcript.add(data[start:stop])
             if stop == start:
                 stop = data.find(b"\n\n", start) + 2
                 out.append(self._feed_parsed(data[start:stop]))
@@ -157,14 +163,6 @@ class Stream:
             start = stop
         out.append(self._feed_parsed(data[start:]))
         return b"".join(out)
-
-    def _plain_run(self, data: bytes, start: int, whole: int) -> int:
-        """Where the whole events end that have no mark, as far as that can be told of many."""
-        stop = self._known_run(data, start)
-        if stop == start and whole - start > _BURST and not self._marked(data[start:whole]):
-            self._transcript.add(data[start:whole])
-            return whole
-        return stop
 
     def _known_run(self, data: bytes, start: int) -> int:
         """Where the events end that are all one, known or learned here, but for a word each."""

@@ -28,6 +28,7 @@ KEPT_CHARS = 256 * 1024  # about 64k tokens; beyond it a count is as good an est
 # The inside of a JSON string. It holds no bare quote or newline, so it cannot end an event either.
 _inside_string = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+').fullmatch
 _NOISE = b'"obfuscation":"'  # OpenAI pads events with it, against reading their lengths
+_WINDOW = 16 * 1024  # looked at in one go, lest events of two kinds in turn take a square of time
 _LESSONS = 8  # events parsed in vain before we take it that every event differs
 _WORTH_BYTES = 64  # of words, from one lesson, and it was not in vain
 
@@ -108,7 +109,8 @@ class Transcript:
         """
         if not (self._tail and data.startswith(self._head, start)):
             return start
-        between = data[start + self._start :].split(self._tail + self._head)
+        window = data[start + self._start : start + _WINDOW]
+        between = window.split(self._tail + self._head)
         words = [*takewhile(self._is_word, between[:-1])]
         # Behind the last of them, and before an event of another kind, stands no head.
         last, found, _ = between[len(words)].partition(self._tail)
