@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -30,6 +29,8 @@ _KEY = re.compile(rf"pk_(?:live|test)_[0-9A-Za-z]{{{MIN_SECRET},}}")
 _OURS = re.compile(rb"pk_(?:live|test)_")
 _PLACES = "send it as `x-api-key: KEY` or `Authorization: Bearer KEY`"
 _CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+# Never passed on; the first is a CONNECT's own way to send a key.
+_STAY_HERE = frozenset({b"proxy-authorization", b"cookie"})
 
 
 class Credential(NamedTuple):
@@ -81,9 +82,14 @@ def check_query(query: bytes) -> None:
         raise Unauthorized(f"the API key must not be in the URL; {_PLACES}")
 
 
-def carries_any(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether there is anything for `credential` to read, by the names of the headers alone."""
-    return not fields.keys().isdisjoint(_CARRIERS)
+def carries_any(headers: Headers) -> bool:
+    """Whether there is anything for `credential` to read, or to refuse."""
+    return any(name in _CARRIERS or _strays(name, value) for name, value in headers)
+
+
+def _strays(name: bytes, value: bytes) -> bool:
+    """A key of ours where nobody looks for one, which would go to the provider."""
+    return _OURS.search(value) is not None and name not in _STAY_HERE
 
 
 def credential(headers: Headers, *, tokens: bool = False) -> Credential:
@@ -96,6 +102,8 @@ def credential(headers: Headers, *, tokens: bool = False) -> Credential:
     own: bytes | None = None
     for name, raw in headers:
         if name not in _CARRIERS:
+            if _strays(name, raw):
+                raise Unauthorized(f"the API key is in the wrong place; {_PLACES}")
             continue
         if len(raw) > MAX_CREDENTIAL:
             raise Unauthorized("the credential is too long")

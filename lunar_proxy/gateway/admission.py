@@ -91,7 +91,7 @@ class Callers:
         again for every request, since a key may be revoked meanwhile.
         """
         via = incoming.via
-        told = incoming.query or carries_any(incoming.fields.first)
+        told = incoming.query or incoming.fields.once(carries_any)
         if via is None and not (self._required or told):
             return ANYBODY
         try:
