@@ -265,10 +265,10 @@ class Connection(asyncio.Protocol):
         error = self._parse(data)
         if self._parts:
             self._deliver()
-        if error is not None:
+        if self._complete:  # whatever came behind it
+            self._finish(reusable=self._keep_alive and error is None)
+        elif error is not None:
             self._fail(error)
-        elif self._complete:
-            self._finish(reusable=self._keep_alive)
         self._burst += len(data)
         if self._burst > BURST:
             self._breathe()
