@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -91,16 +90,10 @@ class Transcript:
         """True if `chunk` is the event last learned, with another word; it has been added."""
         if not (self._tail and chunk.startswith(self._head) and chunk.endswith(self._tail)):
             return False
-        word = chunk[self._start : self._stop]
-        if not self._is_word(word):
+        word = self._word_in(chunk[self._start : self._stop])
+        if word is None:
             return False
-        if self._joint:
-            word = word.partition(self._joint)[0]
-        if self._raw:
-            self._fold()
-        self._words += word
-        if len(self._words) > FOLD_BYTES:
-            self._fold()
+        self._add_words(word)
         return True
 
     def run(self, data: bytes, start: int) -> int:
@@ -111,27 +104,35 @@ class Transcript:
             return start
         window = data[start + self._start : start + _WINDOW]
         between = window.split(self._tail + self._head)
-        words = [*takewhile(self._is_word, between[:-1])]
+        words, stop = [], start
+        for inside in between[:-1]:
+            if (word := self._word_in(inside)) is None:
+                break
+            words.append(word)
+            stop += self._start + len(inside) - self._stop
         # Behind the last of them, and before an event of another kind, stands no head.
-        last, found, _ = between[len(words)].partition(self._tail)
-        if found and self._is_word(last):
-            words.append(last)
-        stop = start + len(words) * (self._start - self._stop) + sum(map(len, words))
-        if self._raw:
-            self._fold()
-        if self._joint:
-            words = [word.partition(self._joint)[0] for word in words]
-        self._words += b"".join(words)
-        if len(self._words) > FOLD_BYTES:
-            self._fold()
+        inside, found, _ = between[len(words)].partition(self._tail)
+        if found and (word := self._word_in(inside)) is not None:
+            words.append(word)
+            stop += self._start + len(inside) - self._stop
+        self._add_words(b"".join(words))
         return stop
 
-    def _is_word(self, word: bytes) -> bool:
+    def _word_in(self, inside: bytes) -> bytes | None:
+        """The word between head and tail, padding behind it left out; None: something else is."""
+        word = inside
         if self._joint:
-            word, found, noise = word.partition(self._joint)
+            word, found, noise = inside.partition(self._joint)
             if not found or not _inside_string(noise):
-                return False
-        return _inside_string(word) is not None
+                return None
+        return word if _inside_string(word) else None
+
+    def _add_words(self, words: bytes) -> None:
+        if self._raw:
+            self._fold()
+        self._words += words
+        if len(self._words) > FOLD_BYTES:
+            self._fold()
 
     def add(self, raw: bytes) -> None:
         self._raw += raw
