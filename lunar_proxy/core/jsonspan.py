@@ -83,6 +83,12 @@ def at_most(body: bytes, byte: bytes, limit: int) -> bool:
     return False
 
 
+def escapes_letters(text: bytes) -> bool:
+    """Whether a key may be spelled with escapes ("mod\\u0065l"). One byte is found ten times faster
+    than four, and most short texts have no backslash."""
+    return b"\\" in text and b"\\u00" in text and _ASCII_ESCAPE.search(text) is not None
+
+
 def value_end(body: bytes, start: int) -> int:
     """The offset just behind the value that starts at `start`."""
     first = body[start]
@@ -194,7 +200,7 @@ def _only_model(body: bytes) -> re.Match[bytes] | None:
     inside strings has its quotes escaped. A value with an escape is left to the scan.
     """
     key = body.find(b'"model"')
-    if body.find(b'"model"', key + 1) >= 0 or (b"\\u00" in body and _ASCII_ESCAPE.search(body)):
+    if body.find(b'"model"', key + 1) >= 0 or escapes_letters(body):
         return None
     return _MODEL.match(body, key) if key >= 0 else None
 
