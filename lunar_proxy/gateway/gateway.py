@@ -110,7 +110,7 @@ class Gateway:
         self.draining = False
         self._quiet = asyncio.Event()
         self._no_usage: set[str] = set()
-        self._watch = Watch()
+        self._watch = Watch(ports.now)
         self.use(runtime, callers)
 
     def use(self, runtime: Runtime, callers: Callers) -> None:

@@ -18,7 +18,6 @@ Its time limits are looked at by the watch (`relay.watch`); per chunk only a tim
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
@@ -100,8 +99,8 @@ class Reply:
         "_first",
         "_first_at",
         "_last_at",
-        "_loop",
         "_make_stream",
+        "_now",
         "_paused",
         "_pending",
         "_pending_size",
@@ -125,7 +124,7 @@ class Reply:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
         watch: Watch,
         timeouts: Timeouts,
         total_at: float,
@@ -145,7 +144,7 @@ class Reply:
         self.over = False  # the answer has come to an end, good or bad
         self._error: ProxyError | None = None
         self._finished = Moment()
-        self._loop = loop
+        self._now = now
         self._wire = wire
         self._make_stream = make_stream
         self._decoder: Decoder | None = None
@@ -156,7 +155,7 @@ class Reply:
         self._pending_size = 0
         self._paused = False
         self._first = True  # the first token is still awaited
-        self._last_at = loop.time()
+        self._last_at = now()
         self._total_at = total_at
         self._first_at = self._last_at + timeouts.first_token_s
         self._release_at: float | None = None  # when the wait behind the finish event ends
@@ -167,7 +166,7 @@ class Reply:
 
     def head(self, status: int, headers: Headers) -> None:
         self.status, self.headers = status, headers
-        self._last_at = self._loop.time()
+        self._last_at = self._now()
         if status < 300:
             self.kind = self._kind(h.get(headers, b"content-type") or b"")
         coding = (h.get(headers, b"content-encoding") or b"identity").lower()
@@ -192,7 +191,7 @@ class Reply:
                 self._decide()
 
     def body(self, data: bytes) -> None:
-        self._last_at = self._loop.time()
+        self._last_at = self._now()
         if self._direct is not None:
             self._pass(self._direct, data)
             return
@@ -290,7 +289,7 @@ class Reply:
 
     def resume(self) -> None:
         self._paused = False
-        self._last_at = self._loop.time()  # the silence was ours
+        self._last_at = self._now()  # the silence was ours
         if self.link is not None and not self.ended:
             self.link.resume()
 

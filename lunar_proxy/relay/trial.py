@@ -216,7 +216,7 @@ class Trial:
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
         reply = self.reply = Reply(
-            asyncio.get_running_loop(),
+            self.engine.now,
             self.engine.watch,
             self._account.timeouts,
             self._total_at,

@@ -8,6 +8,7 @@ second instead, and only while there is something in it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 # How late a limit may be noticed. A walk over 2,000 answers takes about half a millisecond.
@@ -16,12 +17,13 @@ TICK_S = 0.1
 
 class Watched(Protocol):
     def tick(self, now: float) -> None:
-        """`now` is the loop's time; may fail, finish or leave the watch."""
+        """`now` is in monotonic seconds; may fail, finish or leave the watch."""
         ...
 
 
 class Watch:
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -38,9 +40,8 @@ class Watch:
 
     def _tick(self) -> None:
         self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._now()
         for watched in tuple(self._watched):
             watched.tick(now)
         if self._watched:
-            self._timer = loop.call_later(TICK_S, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
