@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from .model import Headers
 
@@ -42,6 +44,36 @@ def read(lines: bytes) -> Headers:
     them (RFC 9112 5.1)."""
     parted = [line.partition(b":") for line in lines.split(b"\r\n")[:-1]]
     return tuple([(name.lower(), value.strip(b" \t")) for name, _, value in parted])
+
+
+def parse(head: bytes) -> tuple[bytes, Headers] | None:
+    """The start line of a head, without its last CRLF, and its fields as `read` gives them.
+
+    None where something may be read in two ways: what FIELD_LINE does not match. The same rules,
+    without a look at every byte by a pattern: that takes ten times as long.
+    """
+    start, *lines = head.split(b"\r\n")
+    if head.translate(None, _TEXT) != b"\r\n" * len(lines):  # a control character, or bare CR or LF
+        return None
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        known = _field_name(name)
+        if known is None or not colon:
+            return None
+        fields.append((known, value.strip(b" \t")))
+    return start, tuple(fields)
+
+
+# All that may stand in a line: tab, and what is no control character (RFC 9110 5.5).
+_TEXT = bytes([9, *range(32, 127), *range(128, 256)])
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
+
+
+@lru_cache(maxsize=1024)  # the same few names in every head
+def _field_name(name: bytes) -> bytes | None:
+    """In lower case; None: no token (RFC 9110 5.6.2)."""
+    return name.lower() if _TOKEN.fullmatch(name) else None
 
 
 def get(headers: Headers, name: bytes) -> bytes | None:
@@ -93,13 +125,13 @@ _NOT_RELAYED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"alt-svc"}
 
 def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The provider's headers that travel back, in its order and spelling of values."""
-    kept = [
-        pair
-        for pair in headers
-        # Ours say who answered here; a provider that is a lunar-proxy has its own.
-        if pair[0] not in _NOT_RELAYED and not pair[0].startswith(b"x-lunar-")
-    ]
-    return _without_local(kept, headers)
+    return _without_local([pair for pair in headers if _goes_back(pair[0])], headers)
+
+
+@lru_cache(maxsize=1024)
+def _goes_back(name: bytes) -> bool:
+    # Ours say who answered here; a provider that is a lunar-proxy has its own.
+    return name not in _NOT_RELAYED and not name.startswith(b"x-lunar-")
 
 
 def untouched(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -33,7 +33,7 @@ from lunar_proxy.core.errors import (
     StreamBroken,
     TlsFailed,
 )
-from lunar_proxy.core.headers import FIELD_LINE, read
+from lunar_proxy.core.headers import parse
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
 from lunar_proxy.tasks import in_task
@@ -55,9 +55,7 @@ MAX_IDLE = 512
 BURST = 256 * 1024
 
 
-_HEAD = re.compile(
-    rb"HTTP/1\.1 ([2-5][0-9]{2}) [^\x00-\x08\x0a-\x1f\x7f]*+\r\n((?:%b)++)" % FIELD_LINE
-)
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) .*")
 
 
 class Whole(NamedTuple):
@@ -69,13 +67,16 @@ class Whole(NamedTuple):
 def read_whole(data: bytes) -> Whole | None:
     """A keep-alive answer that is all there, with one Content-Length; None: not so, or not sure.
 
-    Most answers that are no streams are that, and so are read by one match.
+    Most answers that are no streams are that, and so are read in a few steps.
     """
     end = data.find(b"\r\n\r\n")
-    match = _HEAD.fullmatch(data, 0, end + 2) if end > 0 else None
+    if end < 0 or (head := parse(data[:end])) is None:
+        return None
+    line, headers = head
+    match = _STATUS_LINE.fullmatch(line)
     if match is None:
         return None
-    status, headers = int(match[1]), read(match[2])
+    status = int(match[1])
     framing = dict(headers)
     length = framing.get(b"content-length", b"")
     if not length.isdigit() or len(data) - end - 4 != int(length) or status in (204, 304):
@@ -399,7 +400,8 @@ class Connection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         # With half of a request on it, a connection would take the next one for the other half.
         if reusable and self.usable and not self._sending:
-            self.resume()  # the end may have been read while a slow client had us paused
+            if self._held:  # the end may have been read while a slow client had us paused
+                self.resume()
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.abort()

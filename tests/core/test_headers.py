@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.model import Fields, Headers
@@ -109,3 +113,42 @@ def test_what_the_provider_says_is_relayed(name: bytes) -> None:
 def test_rendered_a_field_is_a_line() -> None:
     assert h.render(SENT[:2]) == b"content-type: application/json\r\nopenai-organization: org-1\r\n"
     assert h.render(()) == b""
+
+
+HEADS = {
+    "plain": (b"A-b:  c \t", ((b"a-b", b"c"),)),
+    "an empty value": (b"a:", ((b"a", b""),)),
+    "colons": (b"a:b:c", ((b"a", b"b:c"),)),
+    "bytes above 127": (b"a:\xff", ((b"a", b"\xff"),)),
+    "a tab inside": (b"a:b\tc", ((b"a", b"b\tc"),)),
+    "two": (b"a:1\r\nA:2", ((b"a", b"1"), (b"a", b"2"))),
+    "no colon": (b"a", None),
+    "no name": (b":a", None),
+    "a space before the colon": (b"a :b", None),
+    "folded": (b"a:b\r\n c:d", None),
+    "a bare CR": (b"a:b\rc:d", None),
+    "a bare LF": (b"a:b\nc:d", None),
+    "CR twice": (b"a:b\r\r\nc:d", None),
+    "LF twice": (b"a:b\r\n\nc:d", None),
+    "a NUL": (b"a:\x00", None),
+    "DEL": (b"a:\x7f", None),
+    "an empty line": (b"a:b\r\n\r\nc:d", None),
+}
+
+
+@pytest.mark.parametrize(("lines", "fields"), HEADS.values(), ids=HEADS.keys())
+def test_parses_a_head(lines: bytes, fields: Headers | None) -> None:
+    expected = None if fields is None else (b"start", fields)
+    assert h.parse(b"start\r\n" + lines) == expected
+
+
+PIECES = st.sampled_from(
+    [b"a", b"B", b":", b" ", b"\t", b"\r\n", b"\r", b"\n", b"\x00", b"\xe9", b"("]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map(b"".join))
+def test_a_head_is_parsed_where_its_lines_can_be_read_in_one_way(lines: bytes) -> None:
+    one_way = re.fullmatch(rb"(?:%b)*+" % h.FIELD_LINE, lines + b"\r\n")
+    expected = (b"start", h.read(lines + b"\r\n")) if one_way else None
+    assert h.parse(b"start\r\n" + lines) == expected
