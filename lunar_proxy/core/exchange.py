@@ -27,7 +27,7 @@ from .errors import (
     ProxyError,
     TotalTimeout,
 )
-from .keyring import is_about_the_key
+from .keyring import ONE_PLACE, is_about_the_key
 from .model import Target
 
 
@@ -72,19 +72,19 @@ class Rules:
 class Exchange:
     """One call's walk along its plan.
 
-    `keys` gives the places of a target's keys in the order to try them, never none; `window` its
-    context window in tokens, where that is known.
+    `keys` gives the places of a target's keys in the order to try them, never none (None: no target
+    has several); `window` its context window in tokens, where that is known.
     """
 
     plan: Sequence[Target]
     rules: Rules
     deadline: float  # monotonic seconds; over the whole chain
-    keys: Callable[[Target], Sequence[int]] = field(default=lambda _target: (0,))
-    window: Callable[[Target], int | None] = field(default=lambda _target: None)
+    keys: Callable[[Target], Sequence[int]] | None = None
+    window: Callable[[Target], int | None] = lambda _target: None
     committed: bool = field(init=False, default=False)
     index: int = field(init=False, default=0)
     tries: int = field(init=False, default=0)  # on the target at `index`, key rotations not counted
-    _keys: Sequence[int] = field(init=False, default=(0,))  # of that target, the one in use first
+    _keys: Sequence[int] = field(init=False, default=ONE_PLACE)  # of that target, in turn
     _last: ProxyError | None = field(init=False, default=None)
     # What ended the answer that the client has begun to read.
     _broke: ProxyError | None = field(init=False, default=None)
@@ -141,14 +141,18 @@ class Exchange:
             return Refuse(self._out_of_time())
         # What every call does, so without `_go_to` and `_ask`.
         target = self.plan[self.index]
-        self.tries, self._keys = 1, self.keys(target)
+        self.tries = 1
+        if self.keys is not None:
+            self._keys = self.keys(target)
         return Send(target, self.index, 0.0, self._keys[0])
 
     def _ask(self, delay_s: float = 0.0) -> Send:
         return Send(self.plan[self.index], self.index, delay_s, self._keys[0])
 
     def _go_to(self, index: int) -> None:
-        self.index, self.tries, self._keys = index, 1, self.keys(self.plan[index])
+        self.index, self.tries = index, 1
+        if self.keys is not None:
+            self._keys = self.keys(self.plan[index])
 
     def _next(self, now: float) -> Step:
         if self.index + 1 >= len(self.plan):

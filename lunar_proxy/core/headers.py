@@ -143,3 +143,8 @@ def untouched(headers: Headers) -> list[tuple[bytes, bytes]]:
 def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """`name: value` lines, each with its CRLF (RFC 9112 2.1)."""
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+def field_value(text: str) -> bytes:
+    """A name a client made up must not end a header line (RFC 9110 5.5)."""
+    return text.encode("ascii", "replace").translate(None, b"\r\n\x00")

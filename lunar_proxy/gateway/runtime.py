@@ -19,17 +19,19 @@ from lunar_proxy.config.schema import Deployment, ModelPrice
 from lunar_proxy.core import routing
 from lunar_proxy.core.attachment import Site
 from lunar_proxy.core.exchange import Rules
-from lunar_proxy.core.model import Annotate, Target
+from lunar_proxy.core.headers import field_value
+from lunar_proxy.core.model import Annotate, Headers, Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.routing import DEPLOYMENTS, Alias, Catalogue, Known
 from lunar_proxy.pricing import PriceTable, Shelf, price_from
 from lunar_proxy.providers import DIALECTS, demo
 from lunar_proxy.providers.base import Account, Origin, Timeouts, static_head
+from lunar_proxy.relay.engine import Listing
 from lunar_proxy.relay.health import Breaker
 
 from .sites import Find, compile_sites, finder, guests
 
-# Bare model ids whose sellers are remembered; callers use a handful of them.
+# Bare model ids whose sellers are remembered, and targets; callers use a handful of them.
 REMEMBERED = 1024
 _PORTS = {"http": 80, "https": 443, "demo": 0}
 
@@ -54,6 +56,22 @@ class Runtime:
     names: frozenset[str]  # every model the config names, for bounded labels
     routed: frozenset[str]  # aliases whose order, or part of it, is the router's to say
     _deployment_prices: Mapping[str, Price | HourlyPrice | None] = field(default_factory=dict)
+    _listings: dict[Target, Listing] = field(default_factory=dict)
+
+    def listing(self, target: Target) -> Listing:
+        known = self._listings.get(target)
+        if known is None:
+            if len(self._listings) >= REMEMBERED:
+                self._listings.clear()
+            known = self._listings[target] = self._listed(target)
+        return known
+
+    def _listed(self, target: Target) -> Listing:
+        model_id = self.model_id(target)
+        said: Headers = ((b"x-lunar-provider", target.provider.encode()),)
+        if model_id:
+            said += ((b"x-lunar-model", field_value(model_id)),)
+        return Listing(self.account(target), model_id, said)
 
     def account(self, target: Target) -> Account:
         if target.provider == DEPLOYMENTS:

@@ -18,7 +18,7 @@ from lunar_proxy.core.model import Target
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.providers.base import Account, Origin, static_head
 from lunar_proxy.providers.builtin import BUILTIN
-from lunar_proxy.relay.engine import Directory
+from lunar_proxy.relay.engine import Directory, Listing
 
 # An Azure resource has a host of its own below this one; a base URL names but one of them.
 AZURE = "*.openai.azure.com"
@@ -123,11 +123,11 @@ class Visited:
     rest: Directory
     moved: Account
 
-    def account(self, target: Target) -> Account:
-        return self.moved if target.provider == self.moved.id else self.rest.account(target)
-
-    def model_id(self, target: Target) -> str:
-        return self.rest.model_id(target)
+    def listing(self, target: Target) -> Listing:
+        listed = self.rest.listing(target)
+        if target.provider != self.moved.id:
+            return listed
+        return replace(listed, account=self.moved)
 
     def price(self, target: Target) -> Price | HourlyPrice | None:
         return self.rest.price(target)

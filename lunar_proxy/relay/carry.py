@@ -119,7 +119,7 @@ class Carrier:
     def _begin(self, step: Send | Resume, resumed: Any = None) -> Trial:
         if self._trial is not None:
             self._trial.close()
-        account = self.engine.directory.account(step.target)
+        account = self.engine.directory.listing(step.target).account
         # Whose key the caller's is, the host it was sent to tells, or else the first choice.
         whose = self.call.via or self.exchange.plan[0].provider
         own = account.bring_key and step.target.provider == whose
@@ -344,14 +344,12 @@ class Carrier:
             return []
         overhead_ms = (self.engine.now() - self.call.accepted_at - self.waited_s) * 1000
         headers = [
-            (b"x-lunar-provider", self.target.provider.encode()),
+            *self.engine.directory.listing(self.target).said,
             (b"x-lunar-attempts", b"%d" % self._calls),
             (b"x-lunar-fallback-index", b"%d" % self.index),
             (b"x-lunar-overhead-ms", b"%.3f" % (overhead_ms if overhead_ms > 0 else 0.0)),
+            *self.routing_headers,
         ]
-        if model_id := self.engine.directory.model_id(self.target):
-            headers.append((b"x-lunar-model", _field_value(model_id)))
-        headers += self.routing_headers
         if self.debug:
             headers.append((b"x-lunar-attempts-log", orjson.dumps(self._log())))
         return headers
@@ -363,7 +361,7 @@ class Carrier:
             done = [*done, self._trial.record(None)]
         return [
             {
-                "target": _field_value(str(attempt.target)).decode(),
+                "target": h.field_value(str(attempt.target)).decode(),
                 "status": attempt.status,
                 "error": attempt.error,
                 "ms": round(attempt.duration_s * 1000, 1),
@@ -382,11 +380,6 @@ class _Skipped(ProxyError):
 
 class _CannotResume(StreamBroken):
     moves_on = False
-
-
-def _field_value(text: str) -> bytes:
-    """A name a client made up must not end a header line (RFC 9110 5.5)."""
-    return text.encode("ascii", "replace").translate(None, b"\r\n\x00")
 
 
 def _length(reply: Reply) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lunar_proxy.core.model import Target
+from lunar_proxy.core.model import Headers, Target
 from lunar_proxy.core.multipart import FormModel
 from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.providers.base import Account, Origin, UpstreamRequest
@@ -46,12 +46,19 @@ class Lines(Protocol):
     async def connect(self, origin: Origin, *, timeout_s: float) -> Line: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A target as the compiled config knows it. `said` are the header fields that name it."""
+
+    account: Account
+    model_id: str  # the provider's own name of the model
+    said: Headers
+
+
 class Directory(Protocol):
-    """What the compiled config knows of a target."""
+    """Where targets are looked up; a price apart, since it may change with the date."""
 
-    def account(self, target: Target) -> Account: ...
-
-    def model_id(self, target: Target) -> str: ...
+    def listing(self, target: Target) -> Listing: ...
 
     def price(self, target: Target) -> Price | HourlyPrice | None: ...
 

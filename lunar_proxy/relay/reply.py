@@ -143,7 +143,7 @@ class Reply:
         self.decided = Moment()
         self.over = False  # the answer has come to an end, good or bad
         self._error: ProxyError | None = None
-        self._finished = Moment()
+        self._finished: Moment | None = None  # made by who waits for it: a WHOLE answer has none
         self._now = now
         self._wire = wire
         self._make_stream = make_stream
@@ -254,6 +254,7 @@ class Reply:
     async def complete(self) -> None:
         """Until the last byte has been relayed; raises what broke the answer."""
         if not self.over:
+            self._finished = Moment()
             await self._finished
         if self._error is not None:
             raise self._error
@@ -441,7 +442,8 @@ class Reply:
             return
         self._close_link()
         self.over, self._error = True, error
-        self._finished.set()
+        if self._finished is not None:
+            self._finished.set()
 
     def _close_link(self) -> None:
         if not self.ended and self.link is not None:

@@ -98,11 +98,12 @@ class Trial:
         self.calls = 0
         self.reply: Reply | None = None
         self.usage_asked = False
+        listing = engine.directory.listing(step.target)
         price = engine.directory.price(step.target)
         self.meter = Meter(call, price, engine.counter, engine.now)
-        self.model_id = engine.directory.model_id(step.target)
-        self._account = engine.directory.account(step.target)
-        keys = self._account.keys
+        self.model_id = listing.model_id
+        self._account = account = listing.account
+        keys = account.keys
         self.key = keys[step.key % len(keys)] if keys else None  # of ours
         self._total_at = total_at
         self._upload = upload
@@ -266,8 +267,10 @@ class Trial:
         await reply.decided
 
     def _request(self) -> UpstreamRequest:
-        call, account = self._as_seen_there(), self._account
-        model_id = self.model_id
+        call, account, model_id = self.call, self._account, self.model_id
+        if call.query and call.via not in (None, self.target.provider):
+            # A query that was meant for one provider's host says nothing to another.
+            call = call._replace(query=b"")
         body = call.body
         if call.doc is not None and self._upload is None:
             model = model_id if "model" in call.doc else None
@@ -286,11 +289,6 @@ class Trial:
         if model_id != target.model:
             target = Target(target.provider, model_id)
         return account.dialect.request(call, target, account, key, body)
-
-    def _as_seen_there(self) -> Call:
-        """A query that was meant for one provider's host says nothing to another."""
-        elsewhere = self.call.via not in (None, self.target.provider)
-        return self.call._replace(query=b"") if elsewhere and self.call.query else self.call
 
     def _translates(self) -> Translation | None:
         chat_only = self._account.chat_only or self.target in self.engine.only_chat
