@@ -15,7 +15,7 @@ on other input the result is undefined, though it ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -99,8 +99,11 @@ def value_end(body: bytes, start: int) -> int:
     return _match_start(_SCALAR_END, body, start)
 
 
-def apply(body: bytes, edits: Iterable[Edit]) -> bytes:
+def apply(body: bytes, edits: Sequence[Edit]) -> bytes:
     """`body` with all edits done; they must not overlap. An insertion goes before a removal."""
+    if len(edits) == 1:
+        start, end, new = edits[0]
+        return b"".join((body[:start], new, body[end:]))
     parts: list[bytes] = []
     pos = 0
     for start, end, new in sorted(edits):
