@@ -106,8 +106,9 @@ class Carrier:
                 trial = await self._race(trial)
             else:
                 await self._await(trial)
-            self._commit(trial)
-            await self._relay(trial)
+            if self._commit(trial):
+                await self._relay(trial)
+            self._succeeded(trial)
         except ProxyError as error:
             self._failed(self._trial or trial, error)
             return error
@@ -119,14 +120,15 @@ class Carrier:
     def _begin(self, step: Send | Resume, resumed: Any = None) -> Trial:
         if self._trial is not None:
             self._trial.close()
-        account = self.engine.directory.listing(step.target).account
+        listing = self.engine.directory.listing(step.target)
         # Whose key the caller's is, the host it was sent to tells, or else the first choice.
         whose = self.call.via or self.exchange.plan[0].provider
-        own = account.bring_key and step.target.provider == whose
+        own = listing.account.bring_key and step.target.provider == whose
         self._trial = Trial(
             self.engine,
             self.call,
             step,
+            listing,
             self.total_at,
             own_key=self.call.own_key if own else None,
             upload=self.upload,
@@ -218,8 +220,9 @@ class Carrier:
 
     # --- the commit and after ---------------------------------------------------------------------
 
-    def _commit(self, trial: Trial) -> None:
-        """From here on the client has our answer; `core.exchange` says what that means."""
+    def _commit(self, trial: Trial) -> bool:
+        """From here on the client has our answer; `core.exchange` says what that means. Whether
+        there is more of it to come."""
         reply = trial.reply
         assert reply is not None
         trial.meter.first_token()
@@ -231,9 +234,10 @@ class Carrier:
             self.client.head(reply.status, self._head(reply) + extra, len(body))
             self.client.write(body)
             reply.settle_whole()
-            return
+            return False
         self.client.head(reply.status, self._head(reply), _length(reply))
         reply.relay_to(self.client)
+        return True
 
     def _bodiless(self, reply: Reply) -> bool:
         """The length such an answer gives is that of another one's body (RFC 9110 8.6)."""
@@ -242,14 +246,13 @@ class Carrier:
     async def _relay(self, trial: Trial) -> None:
         """Until the last byte; the bytes themselves go by callback."""
         assert trial.reply is not None
-        if not trial.reply.over:
-            began = self.engine.now()
-            try:
-                await trial.reply.complete()
-            finally:
-                self.waited_s += self.engine.now() - began
-        else:
+        began = self.engine.now()
+        try:
             await trial.reply.complete()
+        finally:
+            self.waited_s += self.engine.now() - began
+
+    def _succeeded(self, trial: Trial) -> None:
         self.client.end()
         ttft_s = trial.meter.ttft_s
         asked_s = trial.started - self.call.accepted_at
@@ -280,6 +283,7 @@ class Carrier:
                 raise BadAnswer("the provider answered with a document where a stream broke")
             trial.reply.relay_to(self.client)
             await self._relay(trial)
+            self._succeeded(trial)
         except ProxyError as error:
             self._failed(trial, error)
             return error

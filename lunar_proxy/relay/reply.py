@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Protocol
 
 from lunar_proxy.core import headers as h
@@ -84,6 +85,16 @@ class Link(Protocol):
     def resume(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@lru_cache(maxsize=256)  # providers say the same few
+def _kind(content_type: bytes, wire: Wire) -> Kind:
+    content_type = content_type.lower()
+    if content_type.startswith(b"text/event-stream"):
+        return Kind.EVENTS
+    if b"json" in content_type or (not content_type and wire is Wire.METERED):
+        return Kind.WHOLE
+    return Kind.OPAQUE
 
 
 def _no_stream() -> Stream:
@@ -168,9 +179,13 @@ class Reply:
         self.status, self.headers = status, headers
         self._last_at = self._now()
         if status < 300:
-            self.kind = self._kind(h.get(headers, b"content-type") or b"")
-        coding = (h.get(headers, b"content-encoding") or b"identity").lower()
-        if self.kind is not Kind.OPAQUE and coding != b"identity":
+            self.kind = _kind(h.get(headers, b"content-type") or b"", self._wire)
+        coding = h.get(headers, b"content-encoding")
+        if (
+            coding is not None
+            and (coding := coding.lower()) != b"identity"
+            and self.kind is not Kind.OPAQUE
+        ):
             self._decoder = decoder(coding)
             if self._decoder is not None:
                 self.headers = tuple(pair for pair in headers if pair[0] not in _OF_THE_CODED)
@@ -195,20 +210,29 @@ class Reply:
         if self._direct is not None:
             self._pass(self._direct, data)
             return
-        try:
-            if self._decoder is not None:
-                data = self._decoder.feed(data)
-            if self._translator is not None:
-                data = self._translator.feed(data)
-        except ProxyError as error:
-            self._fail(error)
-            return
+        if self._decoder is not None or self._translator is not None:
+            try:
+                data = self._readable(data)
+            except ProxyError as error:
+                self._fail(error)
+                return
         if self.stream is not None:
             self._events(self.stream, data)
+        elif self.kind is Kind.WHOLE and self.client is None:
+            self._pending.append(data)
+            self._pending_size += len(data)
+            if self._pending_size > (MAX_ERROR if self.status >= 300 else MAX_WHOLE):
+                self._overflow()
         else:
             self._emit(data)
-            if self.kind is Kind.WHOLE and self._pending_size > self._limit():
-                self._overflow()
+
+    def _readable(self, data: bytes) -> bytes:
+        """Raises ProxyError."""
+        if self._decoder is not None:
+            data = self._decoder.feed(data)
+        if self._translator is not None:
+            data = self._translator.feed(data)
+        return data
 
     def _pass(self, stream: Stream, data: bytes) -> None:
         """A chunk of a committed stream: most of what a proxy does, so little is in its way."""
@@ -394,17 +418,6 @@ class Reply:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _kind(self, content_type: bytes) -> Kind:
-        content_type = content_type.lower()
-        if content_type.startswith(b"text/event-stream"):
-            return Kind.EVENTS
-        if b"json" in content_type or (not content_type and self._wire is Wire.METERED):
-            return Kind.WHOLE
-        return Kind.OPAQUE
-
-    def _limit(self) -> int:
-        return MAX_ERROR if self.status >= 300 else MAX_WHOLE
-
     def _overflow(self) -> None:
         if self.status < 300:
             self.kind = Kind.OPAQUE
@@ -418,7 +431,7 @@ class Reply:
         elif data:
             self._pending.append(data)
             self._pending_size += len(data)
-            if self.kind is not Kind.WHOLE and self._pending_size > MAX_PENDING:
+            if self._pending_size > MAX_PENDING:
                 self.pause()
 
     def _decide(self) -> None:

@@ -36,7 +36,7 @@ from lunar_proxy.providers.openai import in_band_error
 from lunar_proxy.providers.translate import Translation, translation_for
 from lunar_proxy.tasks import spawn
 
-from .engine import Engine, Line, Upload
+from .engine import Engine, Line, Listing, Upload
 from .meter import Meter
 from .reply import Kind, Reply, Wire
 from .upstream import Stale
@@ -81,6 +81,7 @@ class Trial:
         engine: Engine,
         call: Call,
         step: Send | Resume,
+        listing: Listing,
         total_at: float,
         *,
         own_key: bytes | None = None,
@@ -98,7 +99,6 @@ class Trial:
         self.calls = 0
         self.reply: Reply | None = None
         self.usage_asked = False
-        listing = engine.directory.listing(step.target)
         price = engine.directory.price(step.target)
         self.meter = Meter(call, price, engine.counter, engine.now)
         self.model_id = listing.model_id
