@@ -37,8 +37,8 @@ class Incoming:
     body: bytes
     client: str
     accepted_at: float
-    uploading: bool = False
     via: Attachment | None = None  # it was sent to a provider's host, not to ours
+    uploading: bool = False
 
 
 _ENDPOINTS = {f"/v1/{name}".encode(): name for name in MODEL_ENDPOINTS}
