@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -13,7 +12,7 @@ from .attachment import Attachment
 from .errors import InvalidRequest
 from .jsonread import read_request
 from .jsonspan import at_most
-from .model import Annotate, Call, Fields, Identity
+from .model import Annotate, Call, Fields, Identity, noun
 
 # Endpoints whose body must be a JSON object that names a model.
 MODEL_ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings"})
@@ -27,7 +26,7 @@ _ID_CHARACTERS = frozenset(
 )
 
 
-@dataclass(slots=True)
+@noun
 class Incoming:
     """One HTTP request as a door read it. `body` is empty while an upload is still arriving."""
 
@@ -38,8 +37,8 @@ class Incoming:
     body: bytes
     client: str
     accepted_at: float
-    uploading: bool = False
     via: Attachment | None = None  # it was sent to a provider's host, not to ours
+    uploading: bool = False
 
 
 _ENDPOINTS = {f"/v1/{name}".encode(): name for name in MODEL_ENDPOINTS}
@@ -67,7 +66,6 @@ def read_call(
         checked = {**(doc or {}), "model": path_model} if path_model else doc or {}
         _check_types(checked, endpoint)
     doc_model = (doc or {}).get("model")
-    # In order: by name, a named tuple takes twice the time to make.
     return Call(
         id,
         incoming.method,

@@ -20,7 +20,7 @@ from lunar_proxy.core.identity import (
 )
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Ask, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Identity, Outcome, Target
+from lunar_proxy.core.model import Call, Identity, Outcome, Target, noun
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, plain_cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
@@ -53,7 +53,8 @@ class Verifier(Protocol):
     def verify(self, token: str) -> Awaitable[Identity]: ...
 
 
-class Caller(NamedTuple):
+@noun
+class Caller:
     identity: Identity | None
     own_key: bytes | None
     keyed: bool = False  # the request itself carries a credential of ours

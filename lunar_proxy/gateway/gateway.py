@@ -461,7 +461,6 @@ class Gateway:
             usage, cost, ttft_s = meter.usage, meter.cost, meter.ttft_s
             if usage is not None:
                 latency_s = meter.latency_s
-        # In order: by name, a named tuple takes twice the time to make.
         return Outcome(
             call,
             carrier.target,

@@ -39,12 +39,12 @@ def last_answer(error: ProxyError) -> bytes:
     """A whole answer, after which the connection is closed."""
     status, headers, body = error_answer(error, [])
     headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, reason(status), render(headers), body)
+    return b"%b%b\r\n%b" % (status_line(status), render(headers), body)
 
 
-def reason(status: int) -> bytes:
-    """The phrase of a status line; decoration, so an unknown status has none (RFC 9112 4)."""
-    return _REASONS.get(status, b"")
+def status_line(status: int) -> bytes:
+    """The phrase in it is decoration, so an unknown status has none (RFC 9112 4)."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}

@@ -18,13 +18,13 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import FIELD_LINE, read, render
 from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming, request_id
-from lunar_proxy.core.model import Fields, Headers
+from lunar_proxy.core.model import Fields, Headers, noun
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
 from lunar_proxy.tasks import Drive
@@ -36,21 +36,25 @@ from .bounds import (
     MAX_AHEAD,
     MAX_HEAD,
     head_too_large,
-    reason,
+    status_line,
     too_large,
 )
 
 FAST_PATHS = frozenset(f"/v1/{name}".encode() for name in JSON_ENDPOINTS)
 # The whole of a head this door takes.
 HEAD = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1\r\n((?:%b)++)" % FIELD_LINE)
-LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+# More digits are no length of anything.
+MAX_DIGITS = 12
+BODILESS = frozenset({204, 304})  # answers that end with their head (RFC 9112 6.3)
 # Their presence makes the request something for the other door.
 UNUSUAL = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te"}
 )
 
 
-class Head(NamedTuple):
+@noun
+class Head:
     length: int
     path: bytes
     fields: Fields
@@ -64,7 +68,7 @@ def read_head(head: bytes) -> Head | None:
     headers = read(match[2])
     fields = Fields(headers)
     length = fields.get(b"content-length", b"")
-    if not length.isdigit() or len(length) > 12 or not UNUSUAL.isdisjoint(fields.first):
+    if not length.isdigit() or len(length) > MAX_DIGITS or not UNUSUAL.isdisjoint(fields.first):
         return None
     if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
@@ -73,35 +77,36 @@ def read_head(head: bytes) -> Head | None:
     return Head(int(length), match[1], fields)
 
 
-class Known(NamedTuple):
+@noun
+class Known:
     """A head that was read, but for its Content-Length, so that the next like it need not be.
 
     On one connection a client sends the same head again and again. What stands before and behind
     the digits was found good; other digits in their place change nothing about that.
     """
 
-    raw: bytes
     before: bytes
-    behind: bytes
+    behind: bytes  # with the empty line that ends the head
     head: Head
 
-    def same(self, head: bytes) -> Head | None:
-        if head == self.raw:
-            return self.head
-        if not (head.startswith(self.before) and head.endswith(self.behind)):
+    def again(self, data: bytes) -> tuple[int, int] | None:
+        """If `data` begins with such a head: the length of the body, and where that begins."""
+        if not data.startswith(self.before):
             return None
-        digits = head[len(self.before) : len(head) - len(self.behind)]
-        if not digits.isdigit() or len(digits) > 12:
+        start = len(self.before)
+        end = data.find(b"\r", start, start + MAX_DIGITS + 1)
+        digits = data[start:end]
+        if not data.startswith(self.behind, end) or not digits.isdigit():
             return None
-        _, path, fields = self.head
-        return Head(int(digits), path, fields)
+        return int(digits), end + len(self.behind)
 
 
-def known(head: bytes, read: Head) -> Known | None:
-    place = LENGTH.search(head)
-    if place is None:
+def known(raw: bytes, head: Head) -> Known | None:
+    """What is kept of a head that was read; `raw` is all of it up to and with its last CRLF."""
+    place = LENGTH.search(raw)
+    if place is None or len(raw) + MAX_DIGITS > MAX_HEAD:
         return None
-    return Known(head, head[: place.start(1)], head[place.end(1) :], read)
+    return Known(raw[: place.start(1)], raw[place.end(1) :] + b"\r\n", head)
 
 
 def _repeats_framing(headers: Headers) -> bool:
@@ -219,6 +224,16 @@ class Door(asyncio.Protocol):
     # --- reading a request ----------------------------------------------------------------------
 
     def _begin(self, data: bytes) -> None:
+        known = self._known
+        if known is not None and (again := known.again(data)) is not None:
+            self._head = known.head
+            length, start = again
+            self._begin_body(length, data[start:])
+        else:
+            self._begin_unknown(data)
+
+    def _begin_unknown(self, data: bytes) -> None:
+        """A head that is not the one of before, or not complete yet."""
         end = data.find(b"\r\n\r\n")
         if (len(data) if end < 0 else end) > MAX_HEAD:
             self._refuse(head_too_large())
@@ -231,22 +246,24 @@ class Door(asyncio.Protocol):
                 self._watch(HEAD_TIMEOUT_S)
             self._buffer = data
             return
-        head = self._read(data[: end + 2])
+        raw = data[: end + 2]
+        head = read_head(raw)
         if head is None:
             self._leave(data, end + 4)
             return
-        self._head, self._missing = head, head.length
-        if head.length > self._doorway.max_body:
+        self._head, self._known = head, known(raw, head)
+        self._begin_body(head.length, data[end + 4 :])
+
+    def _begin_body(self, length: int, data: bytes) -> None:
+        if length > self._doorway.max_body:
             self._refuse(too_large(self._doorway.max_body))
             return
         self._buffer = b""
-        self._more_body(data[end + 4 :])
-
-    def _read(self, raw: bytes) -> Head | None:
-        head = self._known.same(raw) if self._known is not None else None
-        if head is None and (head := read_head(raw)) is not None:
-            self._known = known(raw, head)
-        return head
+        if len(data) == length:  # which is how most come
+            self._serve(data)
+            return
+        self._missing = length
+        self._more_body(data)
 
     def _more_body(self, data: bytes) -> None:
         missing = self._missing
@@ -258,19 +275,25 @@ class Door(asyncio.Protocol):
         if len(data) > missing:
             self._buffer = data[missing:]
             data = data[:missing]
-        body = b"".join([*self._body, data]) if self._body else data
-        self._body = []
-        self._missing = 0
-        self._serve(body)
+        if self._body:
+            data = b"".join([*self._body, data])
+            self._body = []
+        self._serve(data)
 
     def _serve(self, body: bytes) -> None:
-        head = self._head
+        head, doorway = self._head, self._doorway
         assert head is not None
-        now = self._doorway.now()
         incoming = Incoming(
-            b"POST", head.path, b"", head.fields, body, self._peer, now, via=self._doorway.via
+            b"POST",
+            head.path,
+            b"",
+            head.fields,
+            body,
+            self._peer,
+            doorway.now(),
+            doorway.via,
         )
-        self._stop_watching()
+        self._due = math.inf  # an answer may take its time
         self._answering = True
         self._call = Drive(self._run(incoming), name="call")
         self._call.go_on()
@@ -297,7 +320,8 @@ class Door(asyncio.Protocol):
         if self._reading_paused:
             self._reading_paused = False
             transport.resume_reading()
-        self._watch(KEEP_ALIVE_S)
+        # It need not be `_watch`: no limit is longer, so the timer rings early enough for this one.
+        self._due = self._doorway.now() + KEEP_ALIVE_S
         if self._buffer:  # not at once: a thousand that fail at once would be a deep stack
             asyncio.get_running_loop().call_soon(self._next)
 
@@ -338,21 +362,16 @@ class Door(asyncio.Protocol):
     # --- relay.client.Client ----------------------------------------------------------------------
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
-        self._chunked = length is None
-        framing = (
-            b"transfer-encoding: chunked\r\n"
-            if length is None
-            else b"content-length: %d\r\n" % length
-        )
-        if status in (204, 304):
-            self._chunked, framing = False, b""
-        self._out = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
-            status,
-            reason(status),
-            render(headers),
-            framing,
-            b"" if self._keep_alive else b"connection: close\r\n",
-        )
+        end = b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n"
+        self._chunked = False
+        if status in BODILESS:
+            pass
+        elif length is not None:
+            end = b"content-length: %d\r\n%b" % (length, end)
+        else:
+            self._chunked = True
+            end = b"transfer-encoding: chunked\r\n" + end
+        self._out = status_line(status) + render(headers) + end
 
     def write(self, data: bytes) -> None:
         if not data:
@@ -367,10 +386,11 @@ class Door(asyncio.Protocol):
 
     def end(self) -> None:
         self._answering = False
-        tail = b"0\r\n\r\n" if self._chunked else b""
-        data, self._out = self._out + tail, b""
-        if data and self._transport is not None:
-            self._transport.write(data)
+        if not (self._chunked or self._out):
+            return
+        data, self._out = self._out, b""
+        if self._transport is not None:
+            self._transport.write(data + b"0\r\n\r\n" if self._chunked else data)
 
     def cut(self) -> None:
         self._answering = False
@@ -391,9 +411,6 @@ class Door(asyncio.Protocol):
         self._due = self._doorway.now() + limit_s
         if self._timer is None or self._due < self._rings_at:
             self._ring_in(limit_s)
-
-    def _stop_watching(self) -> None:
-        self._due = math.inf
 
     def _ring_in(self, delay_s: float) -> None:
         if self._timer is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.relay.client import Client
+from lunar_proxy.servers.bounds import MAX_HEAD
 from lunar_proxy.servers.door import Door, Doorway, Head, known, read_head
 
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
@@ -77,10 +78,15 @@ AGAIN = {
     "the same": (USUAL, 12),
     "another length": (USUAL.replace(b"12", b"4096"), 4096),
     "a length that is none": (USUAL.replace(b"12", b"1 2"), None),
+    "no length at all": (USUAL.replace(b"12", b""), None),
+    "more than any length": (USUAL.replace(b"12", b"1" * 13), None),
     "more behind the length": (USUAL.replace(b"12\r\n", b"12\r\nexpect: 100-continue\r\n"), None),
     "another header": (USUAL.replace(b"b c", b"b d"), None),
+    "one header more": (USUAL + b"X-More: 1\r\n", None),
     "one header fewer": (LINE + b"Host: a\r\nContent-Length: 12\r\n", None),
     "half of it": (USUAL[:60], None),
+    "up to the length": (USUAL[: USUAL.index(b"12")], None),
+    "half of the length": (USUAL[: USUAL.index(b"2\r")], None),
 }
 
 
@@ -88,10 +94,16 @@ AGAIN = {
 def test_knows_a_head_again_but_for_its_length(head: bytes, length: int | None) -> None:
     memory = known(USUAL, seen(USUAL))
     assert memory is not None
-    again = memory.same(head)
-    assert (None if again is None else again.length) == length
-    if again is not None:
-        assert (again.path, again.length) == (seen(head).path, seen(head).length)
+    assert memory.head.path == b"/v1/chat/completions"
+    body = b"\r\n\r\n{}"
+    expected = None if length is None else (length, len(head) + 2)
+    assert memory.again(head + b"\r\n" + body) == expected
+    assert memory.again(head) is None, "the empty line may still have to come"
+
+
+def test_does_not_keep_a_head_that_could_grow_beyond_what_is_allowed() -> None:
+    padding = b"X-Padding: " + b"x" * (MAX_HEAD - len(USUAL) - 20) + b"\r\n"
+    assert known(USUAL + padding, seen(USUAL + padding)) is None
 
 
 @pytest.mark.parametrize("begun", [False, True])
