@@ -22,7 +22,7 @@ from lunar_proxy.core.stream import Stream
 from lunar_proxy.tasks import spawn
 
 from .client import Client
-from .engine import Engine, Upload
+from .engine import Asked, Engine, Listing, Upload
 from .meter import Meter
 from .reply import Kind, Reply
 from .trial import Trial
@@ -43,6 +43,7 @@ class Carrier:
     extra_headers: tuple[tuple[bytes, bytes], ...] = ()
     routing_headers: tuple[tuple[bytes, bytes], ...] = ()  # what the router decided
     debug: bool = False  # the client asked for x-lunar-attempts-log
+    asked: Asked | None = None  # the first target has been asked already
     attempts: list[Attempt] = field(init=False, default_factory=list)
     target: Target | None = field(init=False, default=None)
     index: int = field(init=False, default=0)
@@ -56,7 +57,8 @@ class Carrier:
 
     async def run(self) -> None:
         """Carry the call to its end. Raises ProxyError, also when the client has seen its part."""
-        step: Step = self.exchange.start(self.engine.now())
+        asked = self.asked
+        step: Step = self.exchange.start(self.engine.now() if asked is None else asked.at)
         try:
             while True:
                 match step:
@@ -80,6 +82,11 @@ class Carrier:
         return self.exchange.committed
 
     @property
+    def reply(self) -> Reply | None:
+        """The answer that is awaited, or relayed."""
+        return self._trial.reply if self._trial is not None else None
+
+    @property
     def meter(self) -> Meter | None:
         return self._trial.meter if self._trial is not None else None
 
@@ -98,9 +105,12 @@ class Carrier:
         if step.delay_s:
             await self._back_off(step.delay_s)
         self.target, self.index = step.target, step.index
-        if (wait_s := self.engine.health.acquire(step.target)) is not None:
+        asked, self.asked = self.asked, None
+        if asked is None and (wait_s := self.engine.health.acquire(step.target)) is not None:
             return _Skipped(wait_s)
         trial = self._begin(step)
+        if asked is not None:
+            trial.adopt(asked)
         try:
             if self.engine.hedge.enabled and self.upload is None:
                 trial = await self._race(trial)
@@ -346,14 +356,10 @@ class Carrier:
         """Who answered and what it took (CONTRACT 4)."""
         if self.target is None:
             return []
-        overhead_ms = (self.engine.now() - self.call.accepted_at - self.waited_s) * 1000
-        headers = [
-            *self.engine.directory.listing(self.target).said,
-            (b"x-lunar-attempts", b"%d" % self._calls),
-            (b"x-lunar-fallback-index", b"%d" % self.index),
-            (b"x-lunar-overhead-ms", b"%.3f" % (overhead_ms if overhead_ms > 0 else 0.0)),
-            *self.routing_headers,
-        ]
+        overhead_s = self.engine.now() - self.call.accepted_at - self.waited_s
+        listing = self.engine.directory.listing(self.target)
+        headers = answered_by(listing, self._calls, self.index, overhead_s)
+        headers += self.routing_headers
         if self.debug:
             headers.append((b"x-lunar-attempts-log", orjson.dumps(self._log())))
         return headers
@@ -384,6 +390,18 @@ class _Skipped(ProxyError):
 
 class _CannotResume(StreamBroken):
     moves_on = False
+
+
+def answered_by(
+    listing: Listing, calls: int, index: int, overhead_s: float
+) -> list[tuple[bytes, bytes]]:
+    """What every answer says of who gave it and what it took (CONTRACT 4)."""
+    return [
+        *listing.said,
+        (b"x-lunar-attempts", b"%d" % calls),
+        (b"x-lunar-fallback-index", b"%d" % index),
+        (b"x-lunar-overhead-ms", b"%.3f" % (overhead_s * 1000 if overhead_s > 0 else 0.0)),
+    ]
 
 
 def _length(reply: Reply) -> int | None:

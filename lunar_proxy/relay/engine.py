@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lunar_proxy.core.model import Headers, Target
 from lunar_proxy.core.multipart import FormModel
@@ -26,6 +26,10 @@ class Line(Link, Protocol):
 
     def ask(self, request: UpstreamRequest, receiver: Receiver) -> None: ...
 
+    def tell(self, receiver: Receiver) -> None:
+        """The answer that is awaited is for this receiver from now on."""
+        ...
+
     async def ask_streaming(
         self,
         request: UpstreamRequest,
@@ -33,6 +37,13 @@ class Line(Link, Protocol):
         length: int | None,
         receiver: Receiver,
     ) -> None: ...
+
+
+class Asked(NamedTuple):
+    """A line that was asked, and since when its answer is awaited, in monotonic seconds."""
+
+    line: Line
+    at: float
 
 
 class Lines(Protocol):

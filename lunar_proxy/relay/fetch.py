@@ -48,6 +48,11 @@ class _Document:
         self._parts: list[bytes] = []
         self._size = 0
 
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
+        self.head(status, headers)
+        self.body(body)
+        self.end()
+
     def head(self, status: int, headers: Headers) -> None:
         if status != 200:
             self._fail(BadAnswer(f"the answer has status {status}"))

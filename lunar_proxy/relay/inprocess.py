@@ -34,6 +34,9 @@ class Script:
         self._receiver = receiver
         self._soon(0.0)
 
+    def tell(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
     async def ask_streaming(
         self,
         request: UpstreamRequest,

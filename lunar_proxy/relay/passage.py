@@ -121,6 +121,12 @@ class Passage:
 
     # --- what the connection tells ----------------------------------------------------------------
 
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
+        self._line = None
+        self.head(status, headers)
+        self.body(body)
+        self.end()
+
     def head(self, status: int, headers: Headers) -> None:
         self.status, self._last = status, self._now()
         self.phase = Phase.STREAM

@@ -142,6 +142,7 @@ class Reply:
         wire: Wire,
         make_stream: Callable[[], Stream],
         translation: Translation | None = None,
+        asked_at: float | None = None,  # None: now
     ) -> None:
         self.timeouts = timeouts
         self.status = 0
@@ -166,7 +167,7 @@ class Reply:
         self._pending_size = 0
         self._paused = False
         self._first = True  # the first token is still awaited
-        self._last_at = now()
+        self._last_at = now() if asked_at is None else asked_at
         self._total_at = total_at
         self._first_at = self._last_at + timeouts.first_token_s
         self._release_at: float | None = None  # when the wait behind the finish event ends
@@ -174,6 +175,14 @@ class Reply:
         watch.add(self)
 
     # --- what a connection tells ----------------------------------------------------------------
+
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
+        self.link = None  # the next call may have it already
+        self.head(status, headers)
+        if body and not self.ended:
+            self.body(body)
+        if not self.ended:
+            self.end()
 
     def head(self, status: int, headers: Headers) -> None:
         self.status, self.headers = status, headers
@@ -321,9 +330,7 @@ class Reply:
     def close(self) -> None:
         """Let go of everything; safe at any time and more than once."""
         self._watch.discard(self)
-        if not self.ended and self.link is not None:
-            self.ended = True
-            self.link.close()
+        self._close_link()
         self.link = None
         if self.client is not None:
             self.client.follow(None)
@@ -459,6 +466,8 @@ class Reply:
             self._finished.set()
 
     def _close_link(self) -> None:
-        if not self.ended and self.link is not None:
-            self.ended = True
+        if self.ended:
+            return
+        self.ended = True
+        if self.link is not None:
             self.link.close()

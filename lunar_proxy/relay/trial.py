@@ -36,7 +36,7 @@ from lunar_proxy.providers.openai import in_band_error
 from lunar_proxy.providers.translate import Translation, translation_for
 from lunar_proxy.tasks import spawn
 
-from .engine import Engine, Line, Listing, Upload
+from .engine import Asked, Engine, Line, Listing, Upload
 from .meter import Meter
 from .reply import Kind, Reply, Wire
 from .upstream import Stale
@@ -56,8 +56,10 @@ class Trial:
 
     __slots__ = (
         "_account",
+        "_asked",
         "_connected",
         "_doc",
+        "_listing",
         "_resumed",
         "_total_at",
         "_translation",
@@ -102,6 +104,7 @@ class Trial:
         price = engine.directory.price(step.target)
         self.meter = Meter(call, price, engine.counter, engine.now)
         self.model_id = listing.model_id
+        self._listing = listing
         self._account = account = listing.account
         keys = account.keys
         self.key = keys[step.key % len(keys)] if keys else None  # of ours
@@ -110,6 +113,7 @@ class Trial:
         self._resumed = resumed
         self._translation: Translation | None = None
         self._doc: Any = None  # the whole JSON answer, parsed
+        self._asked: Reply | None = None  # by whom this was begun; see `adopt`
 
     @property
     def phase(self) -> Phase:
@@ -119,6 +123,12 @@ class Trial:
         if not self.reply.status:
             return Phase.HEADERS
         return Phase.FIRST_TOKEN if self.call.stream else Phase.BODY
+
+    def adopt(self, asked: Asked) -> None:
+        """Take over a connection that has been asked already; the answer goes to the reply."""
+        self.started = asked.at
+        self._asked = reply = self._reply_on(asked.line, asked.at)
+        asked.line.tell(reply)
 
     async def run(self) -> None:
         """Until content is there; raises ProxyError when it will not come."""
@@ -191,10 +201,13 @@ class Trial:
 
     async def _ask(self, request: UpstreamRequest) -> None:
         upload = self._upload
-        line = self.engine.lines.idle(request.origin) if upload is None else None
-        if line is not None:
+        reply, self._asked = self._asked, None
+        if reply is None and upload is None:
+            line = self.engine.lines.idle(request.origin)
+            reply = self._put(request, line) if line is not None else None
+        if reply is not None:
             try:
-                await self._put(request, line).decided
+                await reply.decided
             except Stale:
                 self.calls -= 1  # nobody was there to be called
             else:
@@ -212,7 +225,7 @@ class Trial:
         line.ask(request, reply)
         return reply
 
-    def _reply_on(self, line: Line) -> Reply:
+    def _reply_on(self, line: Line, asked_at: float | None = None) -> Reply:
         self.close()
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY
@@ -224,6 +237,7 @@ class Trial:
             wire,
             self._stream,
             self._translation,
+            asked_at,
         )
         reply.link = line
         self._connected = True
@@ -267,28 +281,15 @@ class Trial:
         await reply.decided
 
     def _request(self) -> UpstreamRequest:
-        call, account, model_id = self.call, self._account, self.model_id
-        if call.query and call.via not in (None, self.target.provider):
-            # A query that was meant for one provider's host says nothing to another.
-            call = call._replace(query=b"")
-        body = call.body
-        if call.doc is not None and self._upload is None:
-            model = model_id if "model" in call.doc else None
-            ask_usage = self.usage_asked
-            # What the caller said to this very provider's host was not meant for us.
-            there = call.via == self.target.provider
-            drop = frozenset[str]() if there else _ours(call.doc)
-            body = rewrite_request(body, model=model, drop=drop, ask_usage=ask_usage, doc=call.doc)
-            if model is None and call.endpoint in MODEL_ENDPOINTS and not there:
-                body = name_model(body, model_id)
-            if self._translation is not None:
-                body = self._translation.request(body, call.doc)
-                call = self._translation.call(call)
         key = self.own_key if self.key is None else self.key
-        target = self.target
-        if model_id != target.model:
-            target = Target(target.provider, model_id)
-        return account.dialect.request(call, target, account, key, body)
+        return request_to(
+            self.target,
+            self._listing,
+            self.call,
+            key,
+            ask_usage=self.usage_asked,
+            translation=self._translation,
+        )
 
     def _translates(self) -> Translation | None:
         chat_only = self._account.chat_only or self.target in self.engine.only_chat
@@ -384,6 +385,37 @@ class Trial:
         meter.first_token()  # a whole answer in one read is annotated before it is committed
         meter.fix(raw, () if raw else reply.stream.text())
         return meter.added() if raw else meter.counts() + b"," + meter.added()
+
+
+def request_to(
+    target: Target,
+    listing: Listing,
+    call: Call,
+    key: bytes | None,
+    *,
+    ask_usage: bool = False,
+    translation: Translation | None = None,
+) -> UpstreamRequest:
+    """The call as the target is asked it; all of it but an upload, whose body is its own."""
+    account, model_id = listing.account, listing.model_id
+    if call.query and call.via not in (None, target.provider):
+        # A query that was meant for one provider's host says nothing to another.
+        call = call._replace(query=b"")
+    body, doc = call.body, call.doc
+    if doc is not None:
+        model = model_id if "model" in doc else None
+        # What the caller said to this very provider's host was not meant for us.
+        there = call.via == target.provider
+        drop = frozenset[str]() if there else _ours(doc)
+        body = rewrite_request(body, model=model, drop=drop, ask_usage=ask_usage, doc=doc)
+        if model is None and call.endpoint in MODEL_ENDPOINTS and not there:
+            body = name_model(body, model_id)
+        if translation is not None:
+            body = translation.request(body, doc)
+            call = translation.call(call)
+    if model_id != target.model:
+        target = Target(target.provider, model_id)
+    return account.dialect.request(call, target, account, key, body)
 
 
 def _said(doc: dict[str, Any]) -> Said:

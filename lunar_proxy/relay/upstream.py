@@ -96,8 +96,11 @@ class Stale(NoAnswer):
 
 class Receiver(Protocol):
     """Who an answer is for. Called on the event loop, in this order, and never after `close`:
-    `head` once, `body` any number of times, then `end` or `broken` exactly once.
+    `head` once, `body` any number of times, then `end` or `broken` exactly once; or `at_once`, for
+    an answer that came in one piece. By then its connection is free again.
     """
+
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None: ...
 
     def head(self, status: int, headers: Headers) -> None: ...
 
@@ -183,6 +186,9 @@ class Connection(asyncio.Protocol):
             transport.write(head + framing + body)
         else:
             transport.writelines([head + framing, body])
+
+    def tell(self, receiver: Receiver) -> None:
+        self._receiver = receiver
 
     async def ask_streaming(
         self,
@@ -296,13 +302,10 @@ class Connection(asyncio.Protocol):
             self._receiver.body(data)
 
     def _take(self, whole: Whole) -> None:
-        receiver = self._receiver
+        receiver, self._receiver = self._receiver, None
         assert receiver is not None
-        receiver.head(whole.status, whole.headers)
-        if whole.body and self._receiver is not None:
-            receiver.body(whole.body)
-        if self._receiver is not None:
-            self._finish(reusable=True)
+        self._free(reusable=True)
+        receiver.at_once(*whole)
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself; connection_lost tells the rest
@@ -398,6 +401,11 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, *, reusable: bool) -> None:
         receiver, self._receiver = self._receiver, None
+        self._free(reusable=reusable)
+        if receiver is not None:
+            receiver.end()
+
+    def _free(self, *, reusable: bool) -> None:
         # With half of a request on it, a connection would take the next one for the other half.
         if reusable and self.usable and not self._sending:
             if self._held:  # the end may have been read while a slow client had us paused
@@ -405,8 +413,6 @@ class Connection(asyncio.Protocol):
             self._pool.put(self)
         elif self._transport is not None:
             self._transport.abort()
-        if receiver is not None:
-            receiver.end()
 
     def _fail(self, error: ProxyError) -> None:
         receiver, self._receiver = self._receiver, None

@@ -20,6 +20,9 @@ class Ear:
     def __init__(self) -> None:
         self.ended: asyncio.Future[ProxyError | None] = asyncio.get_running_loop().create_future()
 
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
+        self.end()
+
     def head(self, status: int, headers: Headers) -> None: ...
 
     def body(self, data: bytes) -> None: ...
