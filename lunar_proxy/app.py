@@ -42,6 +42,7 @@ from lunar_proxy.gateway import (
     Ports,
     Runtime,
     compile_config,
+    shortcut,
     token_verifier,
     wants_router,
 )
@@ -231,6 +232,7 @@ class App:
                 max_body=self._max_body(),
                 doors=self.doors,
                 new_id=_new_id,
+                begin=partial(shortcut.begin, self.gateway),
             )
             self.forward = forward = self._forward(doorway, http)
             stack.callback(forward.close)

@@ -105,6 +105,23 @@ class Callers:
         except Unauthorized as error:
             raise self._failed(incoming.client, error) from None
 
+    def known(self, incoming: Incoming) -> Caller | None:
+        """What `of` says of a request that was sent to us, where that takes no waiting and nothing
+        is wrong; None: ask it."""
+        if not (self._required or incoming.query or incoming.fields.once(carries_any)):
+            return ANYBODY
+        try:
+            check_query(incoming.query)
+            found = incoming.fields.once(self._credential)
+            if found.token is not None and (
+                self._verifier is None or self._verifier.known(found.token) is None
+            ):
+                return None
+            caller = self._caller(found, found.own, incoming.client, keyed=not found.anonymous)
+        except ProxyError:
+            return None
+        return caller if isinstance(caller, Caller) else None
+
     async def of_proxy(self, authorization: bytes | None, address: str) -> Identity | None:
         """Who asks for a CONNECT. None: nobody says so, which the requests inside still may."""
         try:
@@ -211,6 +228,10 @@ class Limiter:
         if not isinstance(verdict, Verdict):
             return _taken_later(reservation, verdict)
         return _taken(reservation, verdict)
+
+    def answers_at_once(self, limits: Limits) -> bool:
+        """Whether `take` does, under these limits."""
+        return limits.empty or not self._store.shared
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Pay for what the answer used, and for attempts that were billed before it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ from lunar_proxy.core.routing import Facts
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.relay.carry import Carrier
 from lunar_proxy.relay.client import Client
-from lunar_proxy.relay.engine import Engine, Hedge, Lines, Upload
+from lunar_proxy.relay.engine import Asked, Engine, Hedge, Lines, Upload
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.relay.passage import Passage
@@ -120,7 +120,7 @@ class Gateway:
         config = runtime.config
         self.planner = Planner(runtime, self._facts(runtime), self.router)
         self._default_limits = limits_of(runtime.config.limits) or Limits()
-        self._engine = Engine(
+        self.engine = Engine(
             directory=runtime,
             lines=self.ports.lines,
             health=self.health,
@@ -153,14 +153,27 @@ class Gateway:
 
     # --- the life of a request --------------------------------------------------------------------
 
-    async def serve(self, incoming: Incoming, client: Client, upload: Upload | None = None) -> None:
+    def serve(
+        self, incoming: Incoming, client: Client, upload: Upload | None = None
+    ) -> Coroutine[Any, Any, None]:
         """Answer one request, by a provider or by an error; never raises but when cancelled."""
         ticket = Ticket(incoming, request_id(incoming.fields) or self.ports.new_id())
+        self.inflight += 1
+        return self.carry(ticket, client, upload)
+
+    async def carry(
+        self,
+        ticket: Ticket,
+        client: Client,
+        upload: Upload | None = None,
+        running: Running | None = None,
+    ) -> None:
+        """`serve`, from admission on, or with what was admitted."""
         error: ProxyError | None = None
         gone = False
-        self.inflight += 1
         try:
-            running = await self.admit(ticket, client, upload)
+            if running is None:
+                running = await self.admit(ticket, client, upload)
             await running.run()
         except ProxyError as problem:
             error = problem
@@ -171,7 +184,7 @@ class Gateway:
             logger.exception("call %s failed inside the proxy", ticket.id)
             error = ProxyError(f"internal error; the request id is {ticket.id}")
         finally:
-            self._leave()
+            self.leave()
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
@@ -238,7 +251,7 @@ class Gateway:
             if (waiting := self._reserve(ticket, call, name, None)) is not None:
                 await waiting
             created = int(self.ports.wall())
-            headers = (*self._limit_headers(ticket), *decided.headers())
+            headers = (*self.limit_headers(ticket), *decided.headers())
             head = ((b"x-request-id", ticket.id.encode()), *headers)
             return Told(client, head, routerask.decision_only(ticket.id, created, document))
         chat = routerask.chat_call(call, call.model)
@@ -259,14 +272,30 @@ class Gateway:
         upload: Upload | None,
         seen: Visit | None = None,
     ) -> Carrier:
-        incoming = ticket.incoming
         waiting = self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
         if waiting is not None:
             await waiting
-        total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
+        engine = self._engine_for(runtime, seen)
+        return self.carrier(ticket, call, runtime, engine, plan, client, upload=upload)
+
+    def carrier(
+        self,
+        ticket: Ticket,
+        call: Call,
+        runtime: Runtime,
+        engine: Engine,
+        plan: list[Target],
+        client: Client,
+        *,
+        upload: Upload | None = None,
+        asked: Asked | None = None,
+    ) -> Carrier:
+        """What carries a call that was admitted."""
+        fields = ticket.incoming.fields
+        total_s = timeout_s(fields) or runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = ticket.carrier = Carrier(
-            self._engine_for(runtime, seen),
+            engine,
             call,
             Exchange(
                 plan,
@@ -278,9 +307,10 @@ class Gateway:
             client,
             deadline,
             upload,
-            extra_headers=self._limit_headers(ticket),
+            extra_headers=self.limit_headers(ticket),
             routing_headers=ticket.routed.headers if ticket.routed is not None else (),
-            debug=incoming.fields.get(b"x-lunar-debug") == b"1",
+            debug=fields.get(b"x-lunar-debug") == b"1",
+            asked=asked,
         )
         return carrier
 
@@ -324,27 +354,30 @@ class Gateway:
 
     def _engine_for(self, runtime: Runtime, seen: Visit | None) -> Engine:
         if seen is None or seen.place is None:
-            return self._engine
+            return self.engine
         account = moved(seen.via, seen.place, runtime.accounts[seen.provider])
         if account is None:
-            return self._engine
-        return replace(self._engine, directory=Visited(runtime, account))
+            return self.engine
+        return replace(self.engine, directory=Visited(runtime, account))
 
     def settle(
         self, ticket: Ticket, error: ProxyError | None, status: int, *, gone: bool
     ) -> Outcome:
         """Give back what was reserved and write down what was used. Never waits, never fails."""
         outcome = self._outcome(ticket, error, status, gone=gone)
-        if ticket.reservation is not None:
-            self.limiter.settle(ticket.reservation, outcome)
+        self.close(ticket, outcome)
         if ticket.routed is not None:
             self._remember(ticket.routed, outcome)
-        self.books.add(outcome)
         if isinstance(error, LimitExceeded):
             self.ports.metrics.rate_limited(error.limit)
         for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
             self.ports.metrics.fallback(source, to, "breaker_open")
         return outcome
+
+    def close(self, ticket: Ticket, outcome: Outcome) -> None:
+        if ticket.reservation is not None:
+            self.limiter.settle(ticket.reservation, outcome)
+        self.books.add(outcome)
 
     def knows(self, authority: Authority) -> bool:
         """Whether a provider lives at this host."""
@@ -356,7 +389,7 @@ class Gateway:
             self._quiet.clear()
             await self._quiet.wait()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self.inflight -= 1
         if not self.inflight:
             self._quiet.set()
@@ -393,10 +426,22 @@ class Gateway:
         ticket.reservation, ticket.verdict = taken
         return None
 
+    def reserve_at_once(self, ticket: Ticket, call: Call, target: Target) -> bool:
+        """Make room for the call; no: that takes waiting. Raises what refuses the call."""
+        identity = call.identity
+        limits = self._default_limits
+        if identity is not None and identity.limits is not None:
+            limits = identity.limits
+        if not self.limiter.answers_at_once(limits):
+            return False
+        if not limits.empty:
+            self._reserve(ticket, call, target, self.runtime.price(target))
+        return True
+
     async def _reserve_later(self, ticket: Ticket, taken: Awaitable[Taken]) -> None:
         ticket.reservation, ticket.verdict = await taken
 
-    def _limit_headers(self, ticket: Ticket) -> Headers:
+    def limit_headers(self, ticket: Ticket) -> Headers:
         if ticket.verdict is None:
             return ()
         return rate_limit_headers(ticket.verdict)
@@ -420,7 +465,7 @@ class Gateway:
     def _error_headers(
         self, ticket: Ticket, carrier: Carrier | Passage | None
     ) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", ticket.id.encode()), *self._limit_headers(ticket)]
+        headers = [(b"x-request-id", ticket.id.encode()), *self.limit_headers(ticket)]
         if carrier is not None:
             headers += carrier.answer_headers()
         return headers

@@ -17,7 +17,7 @@ import orjson
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.errors import BadAnswer, Blame, KeyRefused, ProxyError, StreamBroken
 from lunar_proxy.core.exchange import Exchange, Refuse, Resume, Send, Step
-from lunar_proxy.core.model import Attempt, Call, Phase, Target
+from lunar_proxy.core.model import Attempt, Call, Headers, Phase, Target
 from lunar_proxy.core.stream import Stream
 from lunar_proxy.tasks import spawn
 
@@ -344,13 +344,7 @@ class Carrier:
     # --- headers ----------------------------------------------------------------------------------
 
     def _head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
-        headers = h.for_client(reply.headers)
-        if self.extra_headers:  # limits of ours, so the provider's say nothing to this client
-            headers = [pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")]
-        headers.append((b"x-request-id", self.call.id.encode()))
-        headers += self.answer_headers()
-        headers += self.extra_headers
-        return headers
+        return head_for(self.call, reply.headers, self.answer_headers(), self.extra_headers)
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
         """Who answered and what it took (CONTRACT 4)."""
@@ -390,6 +384,19 @@ class _Skipped(ProxyError):
 
 class _CannotResume(StreamBroken):
     moves_on = False
+
+
+def head_for(
+    call: Call, headers: Headers, named: list[tuple[bytes, bytes]], limits: Headers
+) -> list[tuple[bytes, bytes]]:
+    """The head of the client's answer: the provider's, who that was, and limits of ours."""
+    fields = h.for_client(headers)
+    if limits:  # so the provider's say nothing to this client
+        fields = [pair for pair in fields if not pair[0].startswith(b"x-ratelimit-")]
+    fields.append((b"x-request-id", call.id.encode()))
+    fields += named
+    fields += limits
+    return fields
 
 
 def answered_by(

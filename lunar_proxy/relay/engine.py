@@ -40,9 +40,10 @@ class Line(Link, Protocol):
 
 
 class Asked(NamedTuple):
-    """A line that was asked, and since when its answer is awaited, in monotonic seconds."""
+    """A question that was put, and when, in monotonic seconds. The line on which the answer is to
+    come; None: it is here already, or will not come, and whoever asked has yet to say so."""
 
-    line: Line
+    line: Line | None
     at: float
 
 

@@ -96,6 +96,11 @@ class Health:
         self._ripen(record)
         return record.state is State.HALF_OPEN and not record.probing
 
+    def closed(self, target: Target) -> bool:
+        """Whether it may be asked without a thought: its breaker is closed."""
+        record = self._records.get(target)
+        return record is None or record.state is State.CLOSED
+
     def acquire(self, target: Target) -> float | None:
         """None: ask it, and say how it went. A number: do not, for that many seconds."""
         record = self._records.get(target)

@@ -88,7 +88,7 @@ class Link(Protocol):
 
 
 @lru_cache(maxsize=256)  # providers say the same few
-def _kind(content_type: bytes, wire: Wire) -> Kind:
+def kind_of(content_type: bytes, wire: Wire) -> Kind:
     content_type = content_type.lower()
     if content_type.startswith(b"text/event-stream"):
         return Kind.EVENTS
@@ -188,7 +188,7 @@ class Reply:
         self.status, self.headers = status, headers
         self._last_at = self._now()
         if status < 300:
-            self.kind = _kind(h.get(headers, b"content-type") or b"", self._wire)
+            self.kind = kind_of(h.get(headers, b"content-type") or b"", self._wire)
         coding = h.get(headers, b"content-encoding")
         if (
             coding is not None

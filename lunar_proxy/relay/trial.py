@@ -128,7 +128,8 @@ class Trial:
         """Take over a connection that has been asked already; the answer goes to the reply."""
         self.started = asked.at
         self._asked = reply = self._reply_on(asked.line, asked.at)
-        asked.line.tell(reply)
+        if asked.line is not None:
+            asked.line.tell(reply)
 
     async def run(self) -> None:
         """Until content is there; raises ProxyError when it will not come."""
@@ -225,7 +226,7 @@ class Trial:
         line.ask(request, reply)
         return reply
 
-    def _reply_on(self, line: Line, asked_at: float | None = None) -> Reply:
+    def _reply_on(self, line: Line | None, asked_at: float | None = None) -> Reply:
         self.close()
         self.calls += 1
         wire = Wire.METERED if self.call.endpoint in METERED else Wire.ANY

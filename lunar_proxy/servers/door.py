@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
@@ -114,6 +114,14 @@ def _repeats_framing(headers: Headers) -> bool:
     return names.count(b"content-length") > 1 or names.count(b"connection") > 1
 
 
+class UnderWay(Protocol):
+    """A call that a door can start and cancel; `tasks.Drive` is one."""
+
+    def go_on(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Doorway:
     """What all doors of one listener share."""
@@ -124,6 +132,8 @@ class Doorway:
     max_body: int
     doors: set[Door]
     new_id: Callable[[], str]  # for an answer that is given here
+    # Takes a plain call, with what is to be called when it is over; None: serve it.
+    begin: Callable[[Incoming, Client, Callable[[], None]], UnderWay | None] | None = None
     # Takes a connection over whose head, whole, asks for CONNECT; and what came after the head.
     connect: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
     via: Attachment | None = None  # whom these connections were opened for (HTTPS_PROXY)
@@ -164,7 +174,7 @@ class Door(asyncio.Protocol):
         self._known: Known | None = None
         self._body: list[bytes] = []
         self._missing = 0
-        self._call: Drive | None = None
+        self._call: UnderWay | None = None
         self._source: Source | None = None
         self._write_paused = False
         self._reading_paused = False
@@ -295,8 +305,10 @@ class Door(asyncio.Protocol):
         )
         self._due = math.inf  # an answer may take its time
         self._answering = True
-        self._call = Drive(self._run(incoming), name="call")
-        self._call.go_on()
+        begin = doorway.begin
+        call = begin(incoming, self, self._served) if begin is not None else None
+        self._call = call = call or Drive(self._run(incoming), name="call")
+        call.go_on()
 
     async def _run(self, incoming: Incoming) -> None:
         try:
