@@ -1,11 +1,12 @@
 """What is counted, and how a scrape sees it.
 
     metrics = Metrics(known=lambda model: model in models)
-    metrics.observe(outcome)                               # once a call; a few microseconds
+    metrics.observe(outcome)                               # once a call; a microsecond or two
     body, content_type = render(metrics.snapshot(), accept)
 
-Counting is plain arithmetic on numbers kept under their label values. A *snapshot* is all of them
-as plain lists, fit for JSON: `merge` adds those of several workers up, `render` writes one for
+Counting is plain arithmetic on numbers kept under their label values; what goes into buckets waits
+for many of its kind, since it is cheaper to sort them together. A *snapshot* is all of them as
+plain lists, fit for JSON: `merge` adds those of several workers up, `render` writes one for
 Prometheus. Nothing but `render` knows that library.
 
 Whatever clients send, the number of series is bounded: a model that is not known, an endpoint that
@@ -18,9 +19,10 @@ for generative AI, in Prometheus spelling.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +53,8 @@ _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_mode
 _MOST_VALUES = 256  # of one label that no allow-list bounds, such as the names of keys
 _LONGEST_VALUE = 64  # of those: an error code may be a provider's own
 _COST_DIGITS = 10  # decimals to which a cost is exact
+_MOST_KINDS = 1024  # of calls whose series is remembered
+_MOST_UNCOUNTED = 256  # calls whose times and tokens are in no bucket yet: some 40 kB
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,7 @@ OPERATIONS = {
     "moderations": "moderations",
 }
 TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
+_SHARES = TOKEN_KINDS[2:]  # of the input and the output
 ENDPOINTS = frozenset(OPERATIONS) | {
     *("audio/speech", "audio/transcriptions", "audio/translations"),
     *("images/generations", "images/edits", "images/variations"),
@@ -164,19 +169,45 @@ class _Count:
         return self.value
 
 
+@dataclass(slots=True)
+class _Money:
+    """Added up as it comes; whole units are made of the sum, not of each."""
+
+    usd: Decimal = Decimal(0)
+
+    def read(self) -> int:
+        return int(self.usd.scaleb(_COST_DIGITS))
+
+
 class _Histogram:
-    __slots__ = ("bounds", "counts", "sum")
+    """`observe` notes a value, `count` puts all that were noted into their buckets."""
+
+    __slots__ = ("bounds", "counts", "noted", "observe", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)  # the last is above every bound
         self.sum = 0.0
+        self.noted: list[float] = []
+        self.observe = self.noted.append
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def count(self) -> None:
+        """Once sorted, a bucket's values are found by its bound, and most are in few buckets."""
+        noted, bounds, counts = self.noted, self.bounds, self.counts
+        if not noted:
+            return
+        self.sum = sum(noted, self.sum)  # in the order they came
+        noted.sort()
+        bucket, counted = bisect_left(bounds, noted[0]), 0
+        while counted < len(noted):
+            last = bucket == len(bounds)
+            below = len(noted) if last else bisect_right(noted, bounds[bucket], counted)
+            counts[bucket] += below - counted
+            bucket, counted = bucket + 1, below
+        noted.clear()
 
     def read(self) -> list[Any]:
+        self.count()
         return [list(self.counts), self.sum]
 
 
@@ -185,12 +216,14 @@ class _Series:
     """Where the numbers of one kind of call go: looked up once, then only added to."""
 
     requests: _Count
-    cost: _Count
+    cost: _Money
     duration: _Histogram
     first_token: _Histogram
     per_token: _Histogram
+    input: _Histogram
+    output: _Histogram
     gen_ai: Labels
-    tokens: dict[str, _Histogram] = field(default_factory=dict)
+    shares: dict[str, _Histogram] = field(default_factory=dict)  # of input and output, by type
 
 
 class Metrics:
@@ -202,8 +235,12 @@ class Metrics:
         self.store_degraded = False
         self._known = known
         self._version = version
-        self._numbers: dict[str, dict[Labels, _Count | _Histogram]] = {n: {} for n in FAMILIES}
+        self._numbers: dict[str, dict[Labels, _Count | _Money | _Histogram]]
+        self._numbers = {name: {} for name in FAMILIES}
+        self._histograms: list[_Histogram] = []
+        self._uncounted = 0
         self._series: dict[tuple[str, str, str, int, bool, str], _Series] = {}
+        self._kinds: dict[tuple[object, ...], _Series] = {}
         self._models: dict[str, str] = {}
         self._values: dict[str, set[str]] = {}
         self._states: Mapping[Target, int] = {}
@@ -215,25 +252,38 @@ class Metrics:
 
     def observe(self, outcome: Outcome) -> None:
         """Count a call that is over: itself, its attempts, its cost and its caller."""
-        series = self._series_of(outcome)
+        # At once: to ask a named tuple for four of its members takes as long.
+        call, target, _, status, error, usage, cost, priced, latency, ttft, own, tries, gone = (
+            outcome
+        )
+        kind = (target, call.endpoint, call.stream, status, error)
+        series = self._kinds.get(kind) or self._series_of(outcome, kind)
         series.requests.value += 1
-        self._overhead.observe(outcome.overhead_s)
-        if outcome.target is not None:
-            self._observe_operation(series, outcome)
-            if outcome.usage is not None:
-                self._observe_usage(series, outcome.usage)
-                if not outcome.priced:
-                    provider = (outcome.target.provider,)
-                    self._count("lunar_unpriced_requests_total", provider).value += 1
-            if outcome.cost is not None:
-                spent = _units(outcome.cost)
-                series.cost.value += spent
-                if outcome.call.identity is not None:
-                    self._charge(outcome.call.identity, spent)
-        if outcome.disconnected is not None:
-            self._count("lunar_client_disconnects_total", (outcome.disconnected.value,)).value += 1
-        if len(outcome.attempts) > 1:
+        self._overhead.observe(own)
+        if target is not None:
+            series.duration.observe(latency)
+            if ttft is not None:
+                series.first_token.observe(ttft)
+            if usage is not None:
+                self._observe_usage(series, usage)
+                if call.stream and ttft is not None and usage.output_tokens > 1:
+                    series.per_token.observe((latency - ttft) / (usage.output_tokens - 1))
+                if not priced:
+                    self._count("lunar_unpriced_requests_total", (target.provider,)).value += 1
+            if cost is not None:
+                spent = cost.total
+                series.cost.usd += spent
+                if call.identity is not None:
+                    self._charge(call.identity, spent)
+        if gone is not None:
+            self._count("lunar_client_disconnects_total", (gone.value,)).value += 1
+        if len(tries) > 1:
             self._observe_attempts(outcome)
+        self._uncounted += 1
+        if self._uncounted >= _MOST_UNCOUNTED:
+            self._uncounted = 0
+            for histogram in self._histograms:
+                histogram.count()
 
     def fallback(self, source: Target, to: Target, reason: str) -> None:
         """A move that made no attempt, such as past an open breaker; `observe` sees the others."""
@@ -252,6 +302,7 @@ class Metrics:
     def routed(self, model: str, seconds: float) -> None:
         """The router has chosen `model`."""
         self._router.observe(seconds)
+        self._router.count()
         self._count("lunar_router_decisions_total", (self._model(model),)).value += 1
 
     def unrouted(self) -> None:
@@ -264,6 +315,7 @@ class Metrics:
         """Another config is in force: what was counted stays, what may be a label is asked anew."""
         self._known = known
         self._models.clear()
+        self._kinds.clear()
         self.config_generation += 1
 
     def targets(self, states: Mapping[Target, int], degraded: Iterable[Target] = ()) -> None:
@@ -291,23 +343,21 @@ class Metrics:
 
     # --- one call
 
-    def _observe_operation(self, series: _Series, outcome: Outcome) -> None:
-        series.duration.observe(outcome.latency_s)
-        if outcome.ttft_s is None:
-            return
-        series.first_token.observe(outcome.ttft_s)
-        tokens = outcome.usage.output_tokens if outcome.usage is not None else 0
-        if outcome.call.stream and tokens > 1:
-            series.per_token.observe((outcome.latency_s - outcome.ttft_s) / (tokens - 1))
-
     def _observe_usage(self, series: _Series, usage: Usage) -> None:
-        # The first five counts of a usage, in its order.
-        for kind, tokens in zip(TOKEN_KINDS, usage, strict=False):
-            if tokens:
-                if kind not in series.tokens:
-                    labels = (*series.gen_ai, kind)
-                    series.tokens[kind] = self._histogram("gen_ai_client_token_usage", labels)
-                series.tokens[kind].observe(tokens)
+        prompt, output, read, write, reasoning, *_ = usage
+        if prompt:
+            series.input.observe(prompt)
+        if output:
+            series.output.observe(output)
+        if read or write or reasoning:
+            for kind, tokens in zip(_SHARES, (read, write, reasoning), strict=True):
+                if tokens:
+                    self._share(series, kind).observe(tokens)
+
+    def _share(self, series: _Series, kind: str) -> _Histogram:
+        if kind not in series.shares:
+            series.shares[kind] = self._tokens(series.gen_ai, kind)
+        return series.shares[kind]
 
     def _observe_attempts(self, outcome: Outcome) -> None:
         """Every attempt but the last was given up: for another try, or for another target."""
@@ -322,27 +372,30 @@ class Metrics:
 
     def _charge_attempt(self, outcome: Outcome, attempt: Attempt, cost: Cost) -> None:
         labels = (attempt.target.provider, self._model(attempt.target.model))
-        spent = _units(cost)
-        self._count("lunar_cost_usd_total", labels).value += spent
+        self._money("lunar_cost_usd_total", labels).usd += cost.total
         if outcome.call.identity is not None:
-            self._charge(outcome.call.identity, spent)
+            self._charge(outcome.call.identity, cost.total)
 
-    def _charge(self, identity: Identity, spent: int) -> None:
+    def _charge(self, identity: Identity, spent: Decimal) -> None:
         labels = (self._bounded("key", identity.name),)
-        self._count("lunar_cost_usd_by_key_total", labels).value += spent
+        self._money("lunar_cost_usd_by_key_total", labels).usd += spent
 
-    def _series_of(self, outcome: Outcome) -> _Series:
+    def _series_of(self, outcome: Outcome, kind: tuple[object, ...]) -> _Series:
+        """Remembered under `kind` where that is all short names: some are a client's to choose."""
         call, target = outcome.call, outcome.target
         endpoint = call.endpoint if call.endpoint in ENDPOINTS else _endpoint(call.endpoint)
         provider = target.provider if target is not None else NONE
         model = self._model(target.model if target is not None else call.model)
-        error = outcome.error or (str(outcome.status) if outcome.status >= 400 else "")
-        if error:
-            error = self._bounded("error", error)
+        said = outcome.error or (str(outcome.status) if outcome.status >= 400 else "")
+        error = self._bounded("error", said) if said else ""
         key = (endpoint, provider, model, outcome.status, call.stream, error)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = self._new_series(*key)
+        if target is not None and (call.endpoint, target.model, error) == (endpoint, model, said):
+            if len(self._kinds) >= _MOST_KINDS:
+                self._kinds.clear()
+            self._kinds[kind] = series
         return series
 
     def _new_series(
@@ -353,12 +406,17 @@ class Metrics:
         gen_ai = (operation, PROVIDER_NAMES.get(provider, provider), model, error)
         return _Series(
             requests=self._count("lunar_requests_total", request),
-            cost=self._count("lunar_cost_usd_total", (provider, model)),
+            cost=self._money("lunar_cost_usd_total", (provider, model)),
             duration=self._histogram("gen_ai_client_operation_duration_seconds", gen_ai),
             first_token=self._histogram("gen_ai_server_time_to_first_token_seconds", gen_ai),
             per_token=self._histogram("gen_ai_server_time_per_output_token_seconds", gen_ai),
+            input=self._tokens(gen_ai, "input"),
+            output=self._tokens(gen_ai, "output"),
             gen_ai=gen_ai,
         )
+
+    def _tokens(self, gen_ai: Labels, kind: str) -> _Histogram:
+        return self._histogram("gen_ai_client_token_usage", (*gen_ai, kind))
 
     # --- numbers and label values
 
@@ -369,10 +427,18 @@ class Metrics:
         assert isinstance(number, _Count)
         return number
 
+    def _money(self, name: str, labels: Labels) -> _Money:
+        number = self._numbers[name].get(labels)
+        if number is None:
+            number = self._numbers[name][labels] = _Money()
+        assert isinstance(number, _Money)
+        return number
+
     def _histogram(self, name: str, labels: Labels) -> _Histogram:
         number = self._numbers[name].get(labels)
         if number is None:
             number = self._numbers[name][labels] = _Histogram(FAMILIES[name].buckets)
+            self._histograms.append(number)
         assert isinstance(number, _Histogram)
         return number
 
@@ -411,10 +477,6 @@ def _endpoint(endpoint: str) -> str:
     """The family of a path such as `files/file-123/content`, which ids make endless."""
     family = endpoint.partition("/")[0]
     return family if family in ENDPOINTS else OTHER
-
-
-def _units(cost: Cost) -> int:
-    return int(cost.total.scaleb(_COST_DIGITS))
 
 
 # --- snapshots ---------------------------------------------------------------------------------

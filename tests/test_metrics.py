@@ -360,6 +360,48 @@ def test_whatever_clients_send_makes_few_series(outcomes: Iterable[Outcome]) -> 
 # --- workers and formats
 
 
+SECONDS = st.one_of(st.sampled_from([0.0, 0.01, 0.02, 0.1, 1.0, 81.92, 100.0]), st.floats(0, 200))
+
+
+@given(st.lists(st.tuples(SECONDS, st.integers(0, 5**14), st.booleans()), max_size=40))
+def test_what_is_counted_together_is_what_is_counted_one_by_one(
+    happened: list[tuple[float, int, bool]],
+) -> None:
+    together, one_by_one = fresh(), fresh()
+    for seconds, tokens, stream in happened:
+        each = outcome(
+            call=call(stream=stream),
+            usage=Usage(tokens, tokens // 7, tokens // 3),
+            latency_s=seconds,
+            ttft_s=seconds / 3,
+            overhead_s=seconds / 1000,
+        )
+        together.observe(each)
+        one_by_one.observe(each)
+        one_by_one.snapshot()
+    assert together.snapshot() == one_by_one.snapshot()
+
+
+def test_not_many_wait_for_their_bucket() -> None:
+    metrics = fresh()
+    for _ in range(1000):
+        metrics.observe(outcome(usage=Usage(3, 7)))
+    waiting = [len(histogram.noted) for histogram in metrics._histograms]
+    assert 0 < max(waiting) < 256
+    assert scrape(metrics)[at("lunar_overhead_seconds_count")] == 1000
+
+
+def test_the_kinds_that_are_remembered_are_few_and_of_this_config() -> None:
+    metrics = fresh()
+    for n in range(3000):
+        metrics.observe(outcome(status=200 + n % 1500, error=None))
+        metrics.observe(outcome(target=Target("openai", f"gpt-{n}")))
+    assert 0 < len(metrics._kinds) <= 1024
+    metrics.reload(lambda _: False)
+    metrics.observe(outcome())
+    assert "other" in {row["model"] for row in named(scrape(metrics), "lunar_requests_total")}
+
+
 def test_the_workers_numbers_are_one_processs_numbers() -> None:
     first, second, alone = fresh(), fresh(), fresh()
     for metrics in (first, alone):

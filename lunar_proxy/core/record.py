@@ -3,28 +3,72 @@
 Every value is a number, a flag, or a name that is ours, the config's or a model's; the names are
 cut to a length and written as JSON, so that no client can forge a line. No prompt, no completion,
 no header, no key, no client address.
+
+Most of a line is the same for all calls of one kind: only its figures are written each time.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .model import Attempt, Outcome, Usage
+import orjson
+
+from .model import Attempt, Cost, Outcome, Usage
 
 # Longer than any model or request id seen; a name is all a client can put into the log.
 LONGEST_NAME = 128
+# Kinds of calls whose members are remembered, each some 500 bytes.
+MOST_KINDS = 1024
+
+_LINE = b'{"time":"%b","event":"call","request_id":%b,%b,%b,%b}\n'
+# What stands before the figures, and what behind them, as members of an object.
+_Around = tuple[bytes, bytes]
 
 
-def record(outcome: Outcome) -> dict[str, Any]:
-    """The record of a call that is over. Times are in milliseconds, costs in US dollars.
+class Lines:
+    """Records of calls that are over, as JSON."""
 
-    What does not apply is None, so that every line has the same members: no provider was chosen,
-    nothing was used, no price is known, the client had no key.
-    """
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[object, ...], _Around] = {}
+
+    def line(self, outcome: Outcome, time: bytes) -> bytes:
+        """The record of a call. Times are in milliseconds, costs in US dollars.
+
+        What does not apply is null, so that every line has the same members: no provider was
+        chosen, nothing was used, no price is known, the client had no key.
+        """
+        # At once: to ask a named tuple for four of its members takes as long.
+        call, target, index, status, error, usage, cost, _, latency, ttft, own, tries, gone = (
+            outcome
+        )
+        identity = call.identity
+        # The names of an identity and not itself, whose hash is worked out in Python.
+        who = None if identity is None else (identity.id, identity.name)
+        kind = (call.endpoint, call.model, call.stream, target, index, status, error, who)
+        if gone is not None or len(tries) != 1:
+            before, behind = _around(outcome)  # these are few, or each its own
+        else:
+            before, behind = self._kinds.get(kind) or self._remember(kind, outcome)
+        figures = orjson.dumps(_figures(usage, cost, latency, ttft, own))[1:-1]
+        return _LINE % (time, orjson.dumps(call.id[:LONGEST_NAME]), before, figures, behind)
+
+    def _remember(self, kind: tuple[object, ...], outcome: Outcome) -> _Around:
+        around = _around(outcome)
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        # Names that were cut would keep what was cut off alive.
+        call, target, identity = outcome.call, outcome.target, outcome.call.identity
+        names = [call.endpoint, call.model, outcome.error or "", *(target or ())]
+        if identity is not None:
+            names += identity.id, identity.name
+        if max(map(len, names)) <= LONGEST_NAME:
+            self._kinds[kind] = around
+        return around
+
+
+def _around(outcome: Outcome) -> _Around:
     call, target, identity = outcome.call, outcome.target, outcome.call.identity
-    return {
-        "event": "call",
-        "request_id": call.id[:LONGEST_NAME],
+    before = {
         "endpoint": call.endpoint[:LONGEST_NAME],
         "model_asked": call.model[:LONGEST_NAME],
         "provider": target.provider[:LONGEST_NAME] if target is not None else None,
@@ -32,11 +76,8 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "error": _name(outcome.error),
         "stream": call.stream,
-        **(_usage(outcome.usage) if outcome.usage is not None else _NO_USAGE),
-        "cost_usd": float(outcome.cost.total) if outcome.cost is not None else None,
-        "latency_ms": _ms(outcome.latency_s),
-        "ttft_ms": _ms(outcome.ttft_s) if outcome.ttft_s is not None else None,
-        "overhead_ms": _ms(outcome.overhead_s),
+    }
+    behind = {
         "attempts": len(outcome.attempts),
         "fallback_index": outcome.index,
         # The last one is the call itself.
@@ -46,20 +87,31 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "key_id": identity.id[:LONGEST_NAME] if identity is not None else None,
         "disconnected": outcome.disconnected.value if outcome.disconnected is not None else None,
     }
+    return orjson.dumps(before)[1:-1], orjson.dumps(behind)[1:-1]
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _figures(
+    usage: Usage | None,
+    cost: Cost | None,
+    latency_s: float,
+    ttft_s: float | None,
+    own_s: float,
+) -> dict[str, Any]:
+    prompt = output = read = write = reasoning = estimated = None
+    if usage is not None:
+        prompt, output, read, write, reasoning, _, _, _, estimated = usage
     return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cache_read_tokens": usage.cache_read_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "estimated": usage.estimated,
+        "input_tokens": prompt,
+        "output_tokens": output,
+        "cache_read_tokens": read,
+        "cache_write_tokens": write,
+        "reasoning_tokens": reasoning,
+        "estimated": estimated,
+        "cost_usd": None if cost is None else float(cost.total),
+        "latency_ms": _ms(latency_s),
+        "ttft_ms": None if ttft_s is None else _ms(ttft_s),
+        "overhead_ms": _ms(own_s),
     }
-
-
-_NO_USAGE: dict[str, Any] = dict.fromkeys(_usage(Usage()))
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from lunar_proxy.core.model import Outcome
 from lunar_proxy.metrics import Metrics
-from lunar_proxy.stores import Store, entry
+from lunar_proxy.stores import Store, entries
 
 # An outcome and when it was one, in seconds since 1970.
 Closed = tuple[Outcome, float]
@@ -57,7 +57,9 @@ class Books:
         closed, self._closed = self._closed, []
         if not closed:
             return
-        self._store.add([entry(outcome, at) for outcome, at in closed if outcome.target])
+        if rows := entries(closed):
+            self._store.add(rows)
+        observe = self._metrics.observe
         for outcome, _ in closed:
-            self._metrics.observe(outcome)
+            observe(outcome)
         self._log(closed)

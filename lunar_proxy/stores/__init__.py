@@ -21,7 +21,7 @@ from .base import (
     Reservation,
     Spend,
     Store,
-    entry,
+    entries,
 )
 from .opening import open_store
 
@@ -34,6 +34,6 @@ __all__ = [
     "Reservation",
     "Spend",
     "Store",
-    "entry",
+    "entries",
     "open_store",
 ]

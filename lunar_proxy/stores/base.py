@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
 from lunar_proxy.core.limits import NOTHING, UNITS_PER_USD, Ask, Limits, Verdict, units
-from lunar_proxy.core.model import Identity, Outcome
+from lunar_proxy.core.model import Identity, Outcome, Target
 
 HOUR_S = 3600
 
@@ -107,19 +107,48 @@ class Spend:
         return Decimal(self.cost) / UNITS_PER_USD
 
 
-def entry(outcome: Outcome, now: float) -> Entry:
-    """The ledger row of one finished call; `now` on the wall clock."""
-    identity, target, usage = outcome.call.identity, outcome.target, outcome.usage
-    hour = int(now) // HOUR_S * HOUR_S
-    key = "anonymous" if identity is None else identity.id
-    provider, model = ("", "") if target is None else (target.provider, target.model)
-    cost = 0 if outcome.cost is None else units(outcome.cost.total)
-    unpriced = int(not outcome.priced)
-    if usage is None:
-        return Entry(hour, key, provider, model, 1, cost=cost, unpriced=unpriced)
-    prompt, output, cached = usage.input_tokens, usage.output_tokens, usage.cache_read_tokens
-    # In order: by name, a named tuple takes twice the time to make.
-    return Entry(hour, key, provider, model, 1, prompt, output, cached, cost, unpriced)
+def entries(closed: Iterable[tuple[Outcome, float]]) -> list[Entry]:
+    """The ledger rows of finished calls, each with when it was over on the wall clock.
+
+    Calls that end together are mostly of one place. They are one row, so that what takes time,
+    such as making whole units of dollars, is done once for all of them.
+    """
+    rows: dict[tuple[int, str, Target], _Row] = {}
+    for outcome, at in closed:
+        call, target, _, _, _, usage, cost, priced, *_ = outcome
+        if target is None:  # it reached nobody
+            continue
+        identity = call.identity
+        key = "anonymous" if identity is None else identity.id
+        place = (int(at) // HOUR_S, key, target)
+        row = rows.get(place)
+        if row is None:
+            row = rows[place] = _Row()
+        row.requests += 1
+        if usage is not None:
+            prompt, output, cached, *_ = usage
+            row.input_tokens += prompt
+            row.output_tokens += output
+            row.cached_tokens += cached
+        if cost is not None:
+            row.usd += cost.total
+        if not priced:
+            row.unpriced += 1
+    return [row.at(hour * HOUR_S, key, target) for (hour, key, target), row in rows.items()]
+
+
+@dataclass(slots=True)
+class _Row:
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    usd: Decimal = Decimal(0)
+    unpriced: int = 0
+
+    def at(self, hour: int, key: str, target: Target) -> Entry:
+        used = self.requests, self.input_tokens, self.output_tokens, self.cached_tokens
+        return Entry(hour, key, *target, *used, units(self.usd), self.unpriced)
 
 
 class KeyStore(Protocol):
@@ -160,9 +189,9 @@ class LimitStore(Protocol):
 class Ledger(Protocol):
     """What was spent, by hour, key, provider and model.
 
-    `add` is called once per finished call and must not wait; it is on disk, or with the server,
-    within a second, and at `close`. `query` sums the rows of the hours since the one `since` is
-    in, dearest first.
+    `add` is called for some finished calls at a time and must not wait; they are on disk, or with
+    the server, within a second, and at `close`. `query` sums the rows of the hours since the one
+    `since` is in, dearest first.
     """
 
     def add(self, entries: Iterable[Entry]) -> None: ...

@@ -6,11 +6,12 @@ from typing import Any
 import orjson
 import pytest
 
-from lunar_proxy.core.model import Attempt, Cost, Identity, Phase, Target, Usage
-from lunar_proxy.core.record import LONGEST_NAME, record
+from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Phase, Target, Usage
+from lunar_proxy.core.record import LONGEST_NAME, MOST_KINDS, Lines
 from lunar_proxy.testing import call, outcome
 
 NOTHING: dict[str, Any] = {
+    "time": "now",
     "event": "call",
     "request_id": "req-1",
     "endpoint": "chat/completions",
@@ -95,9 +96,42 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def line(happened: Outcome) -> bytes:
+    return Lines().line(happened, b"now")
+
+
 @pytest.mark.parametrize(("happened", "said"), CASES.values(), ids=CASES.keys())
 def test_says_what_an_operator_asks(happened: dict[str, Any], said: dict[str, Any]) -> None:
-    assert record(outcome(**happened)) == NOTHING | said
+    written = orjson.loads(line(outcome(**happened)))
+    assert written == NOTHING | said
+    assert list(written) == list(NOTHING)
+
+
+def test_what_is_remembered_of_one_call_is_told_of_none_unlike_it() -> None:
+    lines = Lines()
+    one = Attempt(A, 200, None, 0.5)
+    unlike = [happened | {"attempts": (one,)} for happened, _ in CASES.values()]
+    unlike += [{}, {"attempts": (one,), "index": 1}, {"call": call(stream=True)}]
+    unlike += [{"attempts": (one,), "call": call(model=m, stream=s)} for m in "ab" for s in (0, 1)]
+    for each in unlike * 2:
+        happened = outcome(**each)
+        assert lines.line(happened, b"now") == line(happened)
+
+
+def test_a_long_name_is_not_kept() -> None:
+    lines = Lines()
+    for n in range(3):
+        lines.line(
+            outcome(call=call(model=f"{n}" * 10**6), attempts=(Attempt(A, 1, None, 1),)), b""
+        )
+    assert not lines._kinds
+
+
+def test_kinds_of_calls_are_remembered_up_to_a_number() -> None:
+    lines = Lines()
+    for n in range(MOST_KINDS + 1):
+        lines.line(outcome(call=call(model=str(n)), attempts=(Attempt(A, 1, None, 1),)), b"")
+    assert len(lines._kinds) == 1
 
 
 def test_keeps_what_was_said_and_who_said_it_to_itself() -> None:
@@ -108,7 +142,7 @@ def test_keeps_what_was_said_and_who_said_it_to_itself() -> None:
         query=b"?key=s3cret",
         client=secret,
     )
-    assert secret.encode() not in orjson.dumps(record(outcome(call=asked)))
+    assert secret.encode() not in line(outcome(call=asked))
 
 
 def test_a_client_can_neither_forge_a_line_nor_flood_it() -> None:
@@ -116,7 +150,7 @@ def test_a_client_can_neither_forge_a_line_nor_flood_it() -> None:
     names = {"id": forged, "model": forged, "endpoint": forged}
     identity = Identity(forged, forged)
     happened = outcome(call=call(identity=identity, **names), error=forged)
-    line = orjson.dumps(record(happened))
-    assert len(line) < 10 * LONGEST_NAME + len(orjson.dumps(NOTHING))
-    assert not {b"\n", b"\r", b"\x1b"} & {bytes([byte]) for byte in line}
-    assert orjson.loads(line)["model_asked"] == forged[:LONGEST_NAME]
+    written = line(happened)
+    assert len(written) < 10 * LONGEST_NAME + len(orjson.dumps(NOTHING))
+    assert not {b"\n", b"\r", b"\x1b"} & {bytes([byte]) for byte in written[:-1]}
+    assert orjson.loads(written)["model_asked"] == forged[:LONGEST_NAME]
