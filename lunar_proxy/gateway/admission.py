@@ -11,16 +11,10 @@ from lunar_proxy.config import Config
 from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
-from lunar_proxy.core.identity import (
-    Credential,
-    carries_any,
-    check_query,
-    credential,
-    proxy_credential,
-)
+from lunar_proxy.core.identity import Credential, check_query, credential, proxy_credential
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Ask, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Identity, Outcome, Target, noun
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target, noun
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, plain_cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
@@ -64,7 +58,15 @@ class Caller:
         return f"<Caller {self.identity.name if self.identity is not None else 'anonymous'}>"
 
 
-ANYBODY = Caller(None, None)
+def stranger(headers: Headers, *, required: bool, tokens: bool) -> Caller | None:
+    """Who sends these fields, where they name nobody whom we know and nobody need be known."""
+    if required:
+        return None
+    try:
+        found = credential(headers, tokens=tokens)
+    except Unauthorized:
+        return None  # it is found, told and counted again each time
+    return Caller(None, found.own) if found.anonymous else None
 
 
 class Callers:
@@ -79,6 +81,7 @@ class Callers:
         self._verifier = verifier
         self._failures = AuthFailures()
         self._credential = partial(credential, tokens=verifier is not None)
+        self._stranger = partial(stranger, required=self._required, tokens=verifier is not None)
 
     def configured(self) -> list[KeyRecord]:
         """The keys under `auth.keys`, for an administrator."""
@@ -92,9 +95,10 @@ class Callers:
         again for every request, since a key may be revoked meanwhile.
         """
         via = incoming.via
-        told = incoming.query or incoming.fields.once(carries_any)
-        if via is None and not (self._required or told):
-            return ANYBODY
+        if via is None and not incoming.query:
+            caller = incoming.fields.once(self._stranger)
+            if caller is not None:
+                return caller
         try:
             check_query(incoming.query)
             found = incoming.fields.once(self._credential)

@@ -20,7 +20,6 @@ from lunar_proxy.core.limits import Budget, Limits
 from lunar_proxy.core.model import Attempt, Cost, Fields, Target, Usage
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.gateway.admission import (
-    ANYBODY,
     ATTACHED,
     USUAL_OUTPUT,
     Caller,
@@ -118,7 +117,9 @@ def test_where_a_key_is_needed_who_has_none_is_told_and_held_up_in_the_end(
 
 
 def test_who_says_nothing_costs_nothing() -> None:
-    assert callers().of(sent(("content-type", "application/json"))) is ANYBODY
+    known, incoming = callers(), sent(("content-type", "application/json"))
+    assert known.of(incoming) == Caller(None, None)
+    assert known.of(incoming) is known.of(incoming), "it is found out once"
 
 
 async def test_a_token_is_waited_for_once() -> None:
