@@ -27,13 +27,7 @@ from lunar_proxy.core.errors import (
 )
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
-from lunar_proxy.core.intake import (
-    Incoming,
-    read_call,
-    request_id,
-    timeout_s,
-    unread_call,
-)
+from lunar_proxy.core.intake import Incoming, read_call, timeout_s, unread_call
 from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
 from lunar_proxy.core.model import Call, Headers, Outcome, Target
 from lunar_proxy.core.pricing import Price
@@ -155,7 +149,7 @@ class Gateway:
 
     async def serve(self, incoming: Incoming, client: Client, upload: Upload | None = None) -> None:
         """Answer one request, by a provider or by an error; never raises but when cancelled."""
-        ticket = Ticket(incoming, request_id(incoming.fields) or self.ports.new_id())
+        ticket = Ticket(incoming, incoming.fields.said.id or self.ports.new_id())
         error: ProxyError | None = None
         gone = False
         self.inflight += 1
@@ -211,14 +205,14 @@ class Gateway:
             path_model=place.model if place is not None else "",
             via=place.site.provider if place is not None else None,
         )
-        if (said := incoming.fields.get(b"x-lunar-feedback")) is not None:
-            self.learner.heed(said, _subject(call))
+        if (feedback := incoming.fields.said.feedback) is not None:
+            self.learner.heed(feedback, _subject(call))
         if call.endpoint == routerask.ENDPOINT and call.via is None:
             return await self._admit_ask(ticket, runtime, call, client)
         if self.planner.waits(call):
-            _, ticket.routed, plan = await self.planner.planned(call, incoming.fields)
+            _, ticket.routed, plan = await self.planner.planned(call)
         else:
-            plan = self.planner.plan(call, incoming.fields)
+            plan = self.planner.plan(call)
         return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
 
     async def _admit_ask(
@@ -243,7 +237,7 @@ class Gateway:
             return Told(client, head, routerask.decision_only(ticket.id, created, document))
         chat = routerask.chat_call(call, call.model)
         planner = self.planner
-        asked = planner.asked(chat, ticket.incoming.fields)
+        asked = planner.asked(chat)
         ticket.routed = self.router.planned(runtime, planner.facts, asked, decided)
         plan = planner.routed_plan(ticket.routed, chat)
         spliced = WithRouting(client, document, stream=call.stream)
@@ -259,11 +253,14 @@ class Gateway:
         upload: Upload | None,
         seen: Visit | None = None,
     ) -> Carrier:
-        incoming = ticket.incoming
         waiting = self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
         if waiting is not None:
             await waiting
-        total_s = timeout_s(incoming.fields) or runtime.account(plan[0]).timeouts.total_s
+        said = call.fields.said
+        if said.timeout_s is not None:
+            total_s = timeout_s(said.timeout_s)
+        else:
+            total_s = runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
         carrier = ticket.carrier = Carrier(
             self._engine_for(runtime, seen),
@@ -280,7 +277,7 @@ class Gateway:
             upload,
             extra_headers=self._limit_headers(ticket),
             routing_headers=ticket.routed.headers if ticket.routed is not None else (),
-            debug=incoming.fields.get(b"x-lunar-debug") == b"1",
+            debug=said.debug,
         )
         return carrier
 

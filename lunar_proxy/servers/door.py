@@ -23,7 +23,7 @@ from typing import cast
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import FIELD_LINE, read, render
-from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming, request_id
+from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming
 from lunar_proxy.core.model import Fields, Headers, noun
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
@@ -345,7 +345,7 @@ class Door(asyncio.Protocol):
     def _refuse(self, error: ProxyError) -> None:
         """Answer a request that was not read to its end; the connection cannot go on after."""
         self._keep_alive = False
-        id = (request_id(self._head.fields) if self._head else None) or self._doorway.new_id()
+        id = (self._head.fields.said.id if self._head else None) or self._doorway.new_id()
         status, headers, body = error_answer(error, [(b"x-request-id", id.encode())])
         self.head(status, headers, len(body))
         self.write(body)
