@@ -21,8 +21,9 @@ JSON_ENDPOINTS = MODEL_ENDPOINTS | {"router"}
 # Deeper than any schema seen in tools or response_format; parsers further on may be recursive.
 MAX_DEPTH = 128
 MAX_FALLBACKS = 5
-# Members that need a look when they are there.
-_TELLING = frozenset({"models", "stream", "stream_options"})
+# Members that say who may answer; and with them those that say how.
+_GUIDING = frozenset({"provider", "fallbacks", "models"})
+_TELLING = _GUIDING | {"stream", "stream_options"}
 
 
 @noun
@@ -88,6 +89,7 @@ def read_call(
         identity,
         own_key,
         via,
+        names_model and via is None and not said.guides and (plain or _GUIDING.isdisjoint(members)),
     )
 
 

@@ -45,6 +45,7 @@ class Said:
     fallbacks: bytes | None = None
     feedback: bytes | None = None
     debug: bool = False
+    guides: bool = False  # it says who may answer: `provider` or `fallbacks`
 
     @classmethod
     def by(cls, first: Mapping[bytes, bytes]) -> Said:
@@ -55,16 +56,17 @@ class Said:
         encoded = get(b"content-encoding", b"identity") != b"identity"
         if _ASIDES.isdisjoint(first):
             return cls(id, encoded)
-        provider = get(b"x-lunar-provider")
+        provider, fallbacks = get(b"x-lunar-provider"), get(b"x-lunar-fallbacks")
         return cls(
             id,
             encoded,
             annotate=get(b"x-lunar-annotate"),
             timeout_s=get(b"x-lunar-timeout-s"),
             provider=provider.decode("latin-1").strip() if provider else None,
-            fallbacks=get(b"x-lunar-fallbacks"),
+            fallbacks=fallbacks,
             feedback=get(b"x-lunar-feedback"),
             debug=get(b"x-lunar-debug") == b"1",
+            guides=provider is not None or fallbacks is not None,
         )
 
 
@@ -164,6 +166,7 @@ class Call:
     identity: Identity | None = None
     own_key: bytes | None = None  # the caller's own provider key
     via: str | None = None  # the provider whose host was addressed, not ours (HTTPS_PROXY)
+    by_name: bool = False  # nothing but the name of its model says who may answer
 
     def __repr__(self) -> str:
         """Short, and without the headers and the body, which no log should hold."""

@@ -207,12 +207,14 @@ class Gateway:
         )
         if (feedback := incoming.fields.said.feedback) is not None:
             self.learner.heed(feedback, _subject(call))
-        if call.endpoint == routerask.ENDPOINT and call.via is None:
-            return await self._admit_ask(ticket, runtime, call, client)
-        if self.planner.waits(call):
-            _, ticket.routed, plan = await self.planner.planned(call)
-        else:
-            plan = self.planner.plan(call)
+        plan = self.planner.known(call)
+        if plan is None:
+            if call.endpoint == routerask.ENDPOINT and call.via is None:
+                return await self._admit_ask(ticket, runtime, call, client)
+            if self.planner.waits(call):
+                _, ticket.routed, plan = await self.planner.planned(call)
+            else:
+                plan = self.planner.plan(call)
         return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
 
     async def _admit_ask(

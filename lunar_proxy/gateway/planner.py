@@ -1,6 +1,7 @@
 """Where a call may go: what it asks for, made a plan of targets that its key may use.
 
-`waits` says whether the router has to be asked: then `planned`, else `plan`, which never waits.
+`known` is the plan that such a call had before. Without one, `waits` says whether the router has to
+be asked: then `planned`, else `plan`, which never waits.
 """
 
 from __future__ import annotations
@@ -28,11 +29,22 @@ class Planner:
         self.facts = facts
         self._router = router
         self._plans: dict[Asked, list[Target]] = {}
+        # The same for calls that say no more than a name, and whether they bring a key.
+        self._by_name: dict[tuple[str, bool], list[Target]] = {}
+
+    def known(self, call: Call) -> list[Target] | None:
+        """The plan of a call like this one; None: it has to be made."""
+        identity = call.identity
+        if not call.by_name or (identity is not None and identity.models):
+            return None
+        return self._by_name.get((call.model, call.own_key is not None))
 
     def waits(self, call: Call) -> bool:
         """Whether the model, or the order of an alias, is the router's to say."""
-        wanted = call.model in self.runtime.routed or (is_auto(call.model) and call.via is None)
-        return wanted and call.endpoint in ROUTABLE
+        return self._is_routed(call) and call.endpoint in ROUTABLE
+
+    def _is_routed(self, call: Call) -> bool:
+        return call.model in self.runtime.routed or (is_auto(call.model) and call.via is None)
 
     async def planned(self, call: Call) -> tuple[Asked, Routed | None, list[Target]]:
         """What a call asks for, and the targets it may go to; waits for the router if need be."""
@@ -54,6 +66,8 @@ class Planner:
                 raise NotFound(f"provider '{asked.provider}' is not configured")
             return permitted(call.identity, f"{asked.provider}/", [Target(asked.provider, "")])
         plan = self._plan_of(asked)
+        if call.by_name and asked in self._plans and not self._is_routed(call):
+            self._by_name[call.model, call.own_key is not None] = plan
         catalogue = self.runtime.catalogue_for(asked.host)
         return self._narrowed(call.identity, asked, plan, catalogue, self.facts)
 

@@ -74,7 +74,25 @@ def test_a_call_is_what_the_request_says() -> None:
         client="127.0.0.1",
         identity=who,
         own_key=b"sk",
+        by_name=True,
     )
+
+
+GUIDED: dict[str, tuple[Any, ...]] = {
+    "a provider in the body": ({**CHAT, "provider": "openai"},),
+    "fallbacks in the body": ({**CHAT, "fallbacks": ["m"]},),
+    "models in the body": ({**CHAT, "models": ["m"]},),
+    "models in a stream": ({**CHAT, "stream": True, "models": ["m"]},),
+    "a provider in a header": (CHAT, "responses", JSON, (b"x-lunar-provider", b"openai")),
+    "fallbacks in a header": (CHAT, "responses", JSON, (b"x-lunar-fallbacks", b"m")),
+    "another endpoint": (CHAT, "images/generations"),
+}
+
+
+@pytest.mark.parametrize("asked", GUIDED.values(), ids=GUIDED.keys())
+def test_who_may_answer_is_not_always_said_by_the_name_alone(asked: tuple[Any, ...]) -> None:
+    assert not read(*asked).by_name
+    assert read({**CHAT, "stream": True}, "chat/completions").by_name
 
 
 def test_what_the_headers_say_is_read_once() -> None:
@@ -96,6 +114,7 @@ def test_what_the_headers_say_is_read_once() -> None:
         fallbacks=b"a,b",
         feedback=b"req_1=0.5",
         debug=True,
+        guides=True,
     )
     assert Fields((JSON,)).said == Said(id=None, encoded=False)
 
