@@ -153,6 +153,14 @@ def _listed(key: AuthKey) -> KeyRecord:
     return listed(key.name, key.key.reveal(), key.models, limits_of(key.limits))
 
 
+def limits_for(identity: Identity | None, default: Limits) -> Limits:
+    """What a caller is held to; without limits of its own, to the config's."""
+    if identity is None or identity.limits is None:
+        return default
+    own: Limits = identity.limits
+    return own
+
+
 def limits_of(configured: ConfiguredLimits | None) -> Limits | None:
     return None if configured is None else configured.compiled()
 
@@ -196,17 +204,12 @@ class Limiter:
         self._usual_output: dict[Target, float] = {}
 
     def take(
-        self, call: Call, default: Limits, target: Target, price: Price | object | None
-    ) -> Taken | Awaitable[Taken] | None:
-        """What the call holds from now on, None where no limits are set. Raises LimitExceeded or
-        BudgetExceeded with what the client may do when.
+        self, call: Call, limits: Limits, target: Target, price: Price | object | None
+    ) -> Taken | Awaitable[Taken]:
+        """What the call holds from now on. Raises LimitExceeded or BudgetExceeded with what the
+        client may do when.
         """
         identity = call.identity
-        limits = default
-        if identity is not None and identity.limits is not None:
-            limits = identity.limits
-        if limits.empty:
-            return None
         subject = identity.id if identity is not None else f"address:{call.client}"
         reservation = Reservation(subject, limits)
         if limits.tokens_per_minute is not None or limits.budget is not None:

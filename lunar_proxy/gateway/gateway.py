@@ -3,6 +3,9 @@
 serve     the life of one request, whatever became of it
 admit     who, whether, and to whom: -> Carrier, ready to run
 settle    limits, and an entry in the books: -> nothing is left open
+
+Most calls are admitted without waiting for anything, so what admits them are plain functions; what
+one of them returns, if anything, is the rest of the admission, to be awaited.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from lunar_proxy.core.errors import (
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
 from lunar_proxy.core.intake import Incoming, read_call, timeout_s, unread_call
-from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Call, Headers, Outcome, Target
-from lunar_proxy.core.pricing import Price
+from lunar_proxy.core.limits import Limits, rate_limit_headers
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
+from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routing import Facts
 from lunar_proxy.metrics import Metrics
@@ -41,10 +44,10 @@ from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
-from lunar_proxy.stores import Reservation, Store
+from lunar_proxy.stores import Store
 
-from .admission import Caller, Callers, Limiter, Taken, limits_of
-from .answers import Running, Told, WithRouting
+from .admission import Caller, Callers, Limiter, Taken, limits_for, limits_of
+from .answers import Told, WithRouting
 from .books import Books, Closed
 from .decider import Decider
 from .learning import Answered, Learner
@@ -81,9 +84,8 @@ class Ticket:
     incoming: Incoming
     id: str
     call: Call | None = None  # once it is read
-    carrier: Carrier | Passage | None = None
-    reservation: Reservation | None = None
-    verdict: Verdict | None = None
+    carrier: Carrier | Passage | None = None  # None: we answer it ourselves
+    taken: Taken | None = None
     routed: Routed | None = None
 
 
@@ -154,8 +156,10 @@ class Gateway:
         gone = False
         self.inflight += 1
         try:
-            running = await self.admit(ticket, client, upload)
-            await running.run()
+            if (waiting := self.admit(ticket, client, upload)) is not None:
+                await waiting
+            if ticket.carrier is not None:
+                await ticket.carrier.run()
         except ProxyError as problem:
             error = problem
         except asyncio.CancelledError:
@@ -165,62 +169,106 @@ class Gateway:
             logger.exception("call %s failed inside the proxy", ticket.id)
             error = ProxyError(f"internal error; the request id is {ticket.id}")
         finally:
-            self._leave()
+            self.inflight -= 1
+            if not self.inflight:
+                self._quiet.set()
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
-    async def admit(self, ticket: Ticket, client: Client, upload: Upload | None) -> Running:
+    def admit(
+        self, ticket: Ticket, client: Client, upload: Upload | None
+    ) -> Awaitable[None] | None:
         """Who asks, what for, and whether there is room. Raises ProxyError."""
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
-        incoming = ticket.incoming
-        via = incoming.via
-        caller = self.callers.of(incoming)
-        if not isinstance(caller, Caller):
-            caller = await caller
-        seen = visit(self.runtime.find_site, via, incoming.path) if via is not None else None
-        if seen is not None and not self._treats(seen, incoming, caller):
-            return self._let_pass(ticket, seen, caller, client, upload)
-        return await self._admit(ticket, seen, caller, client, upload)
+        caller = self.callers.of(ticket.incoming)
+        if isinstance(caller, Caller):
+            return self._admit(ticket, caller, client, upload)
+        return self._admit_later(ticket, caller, client, upload)
 
-    async def _admit(
-        self,
-        ticket: Ticket,
-        seen: Visit | None,
-        caller: Caller,
-        client: Client,
-        upload: Upload | None,
-    ) -> Running:
+    async def _admit_later(
+        self, ticket: Ticket, caller: Awaitable[Caller], client: Client, upload: Upload | None
+    ) -> None:
+        if (waiting := self._admit(ticket, await caller, client, upload)) is not None:
+            await waiting
+
+    def _admit(
+        self, ticket: Ticket, caller: Caller, client: Client, upload: Upload | None
+    ) -> Awaitable[None] | None:
         runtime, incoming = self.runtime, ticket.incoming
-        place = seen.place if seen is not None else None
-        if place is not None and place.path != incoming.path:
-            ticket.incoming = incoming = replace(incoming, path=place.path)
-        ticket.call = call = read_call(
-            incoming,
-            id=ticket.id,
-            annotate=runtime.annotate if seen is None else runtime.annotate_there,
-            identity=caller.identity,
-            own_key=caller.own_key,
-            form_model=upload.model.value if upload is not None and upload.model else "",
-            path_model=place.model if place is not None else "",
-            via=place.site.provider if place is not None else None,
-        )
+        seen: Visit | None = None
+        if incoming.via is not None:
+            seen = visit(runtime.find_site, incoming.via, incoming.path)
+            if not self._treats(seen, incoming, caller):
+                ticket.carrier = self._let_pass(ticket, seen, caller, client, upload)
+                return None
+        if seen is None and upload is None:
+            call = read_call(incoming, ticket.id, runtime.annotate, caller.identity, caller.own_key)
+        else:
+            call = self._read(ticket, caller, upload, seen)
+        ticket.call = call
         if (feedback := incoming.fields.said.feedback) is not None:
-            self.learner.heed(feedback, _subject(call))
+            self.learner.heed(feedback, _subject(call.identity))
         plan = self.planner.known(call)
         if plan is None:
             if call.endpoint == routerask.ENDPOINT and call.via is None:
-                return await self._admit_ask(ticket, runtime, call, client)
+                return self._admit_ask(ticket, runtime, call, client)
             if self.planner.waits(call):
-                _, ticket.routed, plan = await self.planner.planned(call)
-            else:
-                plan = self.planner.plan(call)
-        return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
+                return self._admit_routed(ticket, runtime, call, client, upload, seen)
+            plan = self.planner.plan(call)
+        waiting = self._reserve(ticket, call, plan[0], runtime.price)
+        if waiting is not None:
+            return self._carry_later(waiting, ticket, runtime, call, plan, client, upload, seen)
+        ticket.carrier = self._carrier(ticket, runtime, call, plan, client, upload, seen)
+        return None
+
+    def _read(
+        self, ticket: Ticket, caller: Caller, upload: Upload | None, seen: Visit | None
+    ) -> Call:
+        """The call, where its model may stand elsewhere than in a JSON body."""
+        runtime, incoming = self.runtime, ticket.incoming
+        form_model = upload.model.value if upload is not None and upload.model else ""
+        place = seen.place if seen is not None else None
+        if place is None:
+            return read_call(
+                incoming,
+                ticket.id,
+                runtime.annotate,
+                caller.identity,
+                caller.own_key,
+                form_model=form_model,
+            )
+        if place.path != incoming.path:
+            ticket.incoming = incoming = replace(incoming, path=place.path)
+        return read_call(
+            incoming,
+            ticket.id,
+            runtime.annotate_there,
+            caller.identity,
+            caller.own_key,
+            form_model=form_model,
+            path_model=place.model,
+            via=place.site.provider,
+        )
+
+    async def _admit_routed(
+        self,
+        ticket: Ticket,
+        runtime: Runtime,
+        call: Call,
+        client: Client,
+        upload: Upload | None,
+        seen: Visit | None,
+    ) -> None:
+        _, ticket.routed, plan = await self.planner.planned(call)
+        waiting = self._reserve(ticket, call, plan[0], runtime.price)
+        await self._carry_later(waiting, ticket, runtime, call, plan, client, upload, seen)
 
     async def _admit_ask(
         self, ticket: Ticket, runtime: Runtime, call: Call, client: Client
-    ) -> Running:
-        """POST /v1/router: decide, and unless only that is wanted go on as a chat call would."""
+    ) -> None:
+        """POST /v1/router: decide, and go on as a chat call would; or, if only the decision is
+        wanted, answer with it."""
         if call.method != b"POST":
             raise MethodNotAllowed("/v1/router takes POST", headers=(("allow", "POST"),))
         if call.doc is None:
@@ -231,21 +279,38 @@ class Gateway:
         document = decided.document()
         if not ask.execute:
             name = Target("", decided.selected.name)
-            if (waiting := self._reserve(ticket, call, name, None)) is not None:
+            if (waiting := self._reserve(ticket, call, name, _unpriced)) is not None:
                 await waiting
             created = int(self.ports.wall())
             headers = (*self._limit_headers(ticket), *decided.headers())
             head = ((b"x-request-id", ticket.id.encode()), *headers)
-            return Told(client, head, routerask.decision_only(ticket.id, created, document))
+            Told(client, head, routerask.decision_only(ticket.id, created, document)).run()
+            return
         chat = routerask.chat_call(call, call.model)
         planner = self.planner
         asked = planner.asked(chat)
         ticket.routed = self.router.planned(runtime, planner.facts, asked, decided)
         plan = planner.routed_plan(ticket.routed, chat)
         spliced = WithRouting(client, document, stream=call.stream)
-        return await self._carrier(ticket, runtime, chat, plan, spliced, None)
+        waiting = self._reserve(ticket, chat, plan[0], runtime.price)
+        await self._carry_later(waiting, ticket, runtime, chat, plan, spliced, None)
 
-    async def _carrier(
+    async def _carry_later(
+        self,
+        waiting: Awaitable[None] | None,
+        ticket: Ticket,
+        runtime: Runtime,
+        call: Call,
+        plan: list[Target],
+        client: Client,
+        upload: Upload | None,
+        seen: Visit | None = None,
+    ) -> None:
+        if waiting is not None:
+            await waiting
+        ticket.carrier = self._carrier(ticket, runtime, call, plan, client, upload, seen)
+
+    def _carrier(
         self,
         ticket: Ticket,
         runtime: Runtime,
@@ -255,16 +320,13 @@ class Gateway:
         upload: Upload | None,
         seen: Visit | None = None,
     ) -> Carrier:
-        waiting = self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
-        if waiting is not None:
-            await waiting
         said = call.fields.said
         if said.timeout_s is not None:
             total_s = timeout_s(said.timeout_s)
         else:
             total_s = runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
-        carrier = ticket.carrier = Carrier(
+        return Carrier(
             self._engine_for(runtime, seen),
             call,
             Exchange(
@@ -281,7 +343,6 @@ class Gateway:
             routing_headers=ticket.routed.headers if ticket.routed is not None else (),
             debug=said.debug,
         )
-        return carrier
 
     def _treats(self, seen: Visit, incoming: Incoming, caller: Caller) -> bool:
         """Whether a request to a provider's host is handled as one to our own /v1 would be.
@@ -309,7 +370,7 @@ class Gateway:
         call = unread_call(incoming, id=ticket.id)
         ticket.call = call._replace(identity=caller.identity, via=seen.provider)
         origin, path = destination(seen, self.runtime.accounts, incoming.path)
-        ticket.carrier = Passage(
+        return Passage(
             self.ports.lines,
             self.ports.now,
             origin,
@@ -319,7 +380,6 @@ class Gateway:
             provider=seen.provider,
             upload=upload,
         )
-        return ticket.carrier
 
     def _engine_for(self, runtime: Runtime, seen: Visit | None) -> Engine:
         if seen is None or seen.place is None:
@@ -334,15 +394,16 @@ class Gateway:
     ) -> Outcome:
         """Give back what was reserved and write down what was used. Never waits, never fails."""
         outcome = self._outcome(ticket, error, status, gone=gone)
-        if ticket.reservation is not None:
-            self.limiter.settle(ticket.reservation, outcome)
+        if ticket.taken is not None:
+            self.limiter.settle(ticket.taken.reservation, outcome)
         if ticket.routed is not None:
             self._remember(ticket.routed, outcome)
         self.books.add(outcome)
-        if isinstance(error, LimitExceeded):
+        if error is not None and isinstance(error, LimitExceeded):
             self.ports.metrics.rate_limited(error.limit)
-        for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
-            self.ports.metrics.fallback(source, to, "breaker_open")
+        if ticket.carrier is not None and ticket.carrier.skipped:
+            for source, to in ticket.carrier.skipped:
+                self.ports.metrics.fallback(source, to, "breaker_open")
         return outcome
 
     def knows(self, authority: Authority) -> bool:
@@ -355,11 +416,6 @@ class Gateway:
             self._quiet.clear()
             await self._quiet.wait()
 
-    def _leave(self) -> None:
-        self.inflight -= 1
-        if not self.inflight:
-            self._quiet.set()
-
     # --- inside -----------------------------------------------------------------------------------
 
     def _remember(self, routed: Routed, outcome: Outcome) -> None:
@@ -367,7 +423,7 @@ class Gateway:
         if not self.learner.on or outcome.error is not None or outcome.target is None:
             return
         if (found := routed.measured_as(outcome.target)) is not None:
-            answered = Answered(*found, caller=_subject(outcome.call))
+            answered = Answered(*found, caller=_subject(outcome.call.identity))
             self.learner.remember(outcome.call.id, answered)
 
     def _facts(self, runtime: Runtime) -> Facts:
@@ -381,24 +437,27 @@ class Gateway:
         )
 
     def _reserve(
-        self, ticket: Ticket, call: Call, target: Target, price: Price | object | None
+        self,
+        ticket: Ticket,
+        call: Call,
+        target: Target,
+        price: Callable[[Target], Price | HourlyPrice | None],
     ) -> Awaitable[None] | None:
-        """Room for the call; what it returns, if anything, has to be awaited."""
-        taken = self.limiter.take(call, self._default_limits, target, price)
-        if taken is None:
+        """Room for the call, where there are limits; what it returns has to be awaited."""
+        limits = limits_for(call.identity, self._default_limits)
+        if limits.empty:
             return None
+        taken = self.limiter.take(call, limits, target, price(target))
         if not isinstance(taken, Taken):
             return self._reserve_later(ticket, taken)
-        ticket.reservation, ticket.verdict = taken
+        ticket.taken = taken
         return None
 
     async def _reserve_later(self, ticket: Ticket, taken: Awaitable[Taken]) -> None:
-        ticket.reservation, ticket.verdict = await taken
+        ticket.taken = await taken
 
     def _limit_headers(self, ticket: Ticket) -> Headers:
-        if ticket.verdict is None:
-            return ()
-        return rate_limit_headers(ticket.verdict)
+        return () if ticket.taken is None else rate_limit_headers(ticket.taken.verdict)
 
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""
@@ -455,7 +514,7 @@ class Gateway:
             )
         meter = carrier.meter
         usage, cost, ttft_s = None, None, None
-        overhead_s = max(0.0, latency_s - carrier.waited_s)
+        overhead_s = latency_s - carrier.waited_s
         if meter is not None:
             usage, cost, ttft_s = meter.usage, meter.cost, meter.ttft_s
             if usage is not None:
@@ -471,11 +530,15 @@ class Gateway:
             usage is None or cost is not None,
             latency_s,
             ttft_s,
-            overhead_s,
+            overhead_s if overhead_s > 0 else 0.0,
             tuple(carrier.attempts),
             carrier.phase if gone else None,
         )
 
 
-def _subject(call: Call) -> str | None:
-    return call.identity.id if call.identity is not None else None
+def _unpriced(_target: Target) -> None:
+    """A decision of the router costs nothing."""
+
+
+def _subject(identity: Identity | None) -> str | None:
+    return identity.id if identity is not None else None

@@ -17,7 +17,7 @@ from lunar_proxy.core.connect import Authority
 from lunar_proxy.core.errors import BudgetExceeded, LimitExceeded, Unauthorized
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Budget, Limits
-from lunar_proxy.core.model import Attempt, Cost, Fields, Target, Usage
+from lunar_proxy.core.model import Attempt, Cost, Fields, Identity, Target, Usage
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.gateway.admission import (
     ATTACHED,
@@ -26,6 +26,7 @@ from lunar_proxy.gateway.admission import (
     Callers,
     Limiter,
     Taken,
+    limits_for,
     max_tokens,
 )
 from lunar_proxy.stores.jwt import JwtSettings, JwtVerifier
@@ -144,8 +145,11 @@ def later(caller: Caller | Awaitable[Caller]) -> Awaitable[Caller]:
     return caller
 
 
-def test_no_limits_hold_nothing(limiter: Limiter) -> None:
-    assert limiter.take(asking(), Limits(), TARGET, PRICE) is None
+def test_a_caller_is_held_to_its_own_limits_where_it_has_some() -> None:
+    default, own = Limits(requests_per_minute=1), Limits()
+    assert limits_for(None, default) is default
+    assert limits_for(Identity("k", "k"), default) is default
+    assert limits_for(Identity("k", "k", limits=own), default) is own
 
 
 def cost(usd: int) -> Cost:
