@@ -233,13 +233,15 @@ class Attempt(NamedTuple):
     cost: Cost | None = None
 
 
-@noun
-class Outcome:
-    """What is known once a call is over; ledger, metrics and log line are made of it."""
+class Outcome(NamedTuple):
+    """What is known once a call is over; ledger, metrics and log line are made of it.
+
+    A tuple, because those take it apart all at once.
+    """
 
     call: Call
     target: Target | None  # who answered, or was tried last
-    index: int  # place of the target in the plan; 0: first choice
+    index: int  # type: ignore[assignment]  # place of the target in the plan; 0: first choice
     status: int  # what the client was told; 499 when it had gone
     error: str | None  # ProxyError code
     usage: Usage | None
