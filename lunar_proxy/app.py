@@ -41,7 +41,6 @@ from lunar_proxy.gateway import (
     Ports,
     Runtime,
     compile_config,
-    shortcut,
     token_verifier,
     wants_router,
 )
@@ -226,13 +225,12 @@ class App:
                 is_here=self._is_here,
             )
             doorway = Doorway(
-                serve=self.gateway.serve,
+                begin=self.gateway.begin,
                 hand_over=http.hand_over,
                 now=time.monotonic,
                 max_body=self._max_body(),
                 doors=self.doors,
                 new_id=_new_id,
-                begin=partial(shortcut.begin, self.gateway),
             )
             self.forward = forward = self._forward(doorway, http)
             stack.callback(forward.close)

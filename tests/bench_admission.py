@@ -122,9 +122,9 @@ def admission(store: Store, headers: Headers, limits: Limits) -> Callable[[], Aw
         if not isinstance(caller, Caller):
             caller = await caller
         asked = ASKED if caller.identity is None else known
-        taken = limiter.take(asked, limits, TARGET, PRICE)
-        if taken is None:
+        if limits.empty:
             return
+        taken = limiter.take(asked, limits, TARGET, PRICE)
         if not isinstance(taken, Taken):
             taken = await taken
         rate_limit_headers(taken.verdict)

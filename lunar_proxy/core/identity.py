@@ -82,11 +82,6 @@ def check_query(query: bytes) -> None:
         raise Unauthorized(f"the API key must not be in the URL; {_PLACES}")
 
 
-def carries_any(headers: Headers) -> bool:
-    """Whether there is anything for `credential` to read, or to refuse."""
-    return any(name in _CARRIERS or _strays(name, value) for name, value in headers)
-
-
 def _strays(name: bytes, value: bytes) -> bool:
     """A key of ours where nobody looks for one, which would go to the provider."""
     return _OURS.search(value) is not None and name not in _STAY_HERE

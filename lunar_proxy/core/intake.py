@@ -21,9 +21,9 @@ JSON_ENDPOINTS = MODEL_ENDPOINTS | {"router"}
 # Deeper than any schema seen in tools or response_format; parsers further on may be recursive.
 MAX_DEPTH = 128
 MAX_FALLBACKS = 5
-_ID_CHARACTERS = frozenset(
-    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@"
-)
+# Members that say who may answer; and with them those that say how.
+_GUIDING = frozenset({"provider", "fallbacks", "models"})
+_TELLING = _GUIDING | {"stream", "stream_options"}
 
 
 @noun
@@ -46,11 +46,11 @@ _ENDPOINTS = {f"/v1/{name}".encode(): name for name in MODEL_ENDPOINTS}
 
 def read_call(
     incoming: Incoming,
-    *,
     id: str,
     annotate: Annotate,
     identity: Identity | None = None,
     own_key: bytes | None = None,
+    *,
     form_model: str = "",
     path_model: str = "",
     via: str | None = None,
@@ -60,12 +60,17 @@ def read_call(
     `identity` and `own_key` are who it comes from; `form_model` is the model of a multipart form,
     `path_model` one that the path named, which goes before any other. `via`: see `Call`.
     """
-    endpoint = endpoint_of(incoming.path)
-    doc = _document(incoming, endpoint)
-    if endpoint in MODEL_ENDPOINTS and incoming.method == b"POST":
-        checked = {**(doc or {}), "model": path_model} if path_model else doc or {}
-        _check_types(checked, endpoint)
-    doc_model = (doc or {}).get("model")
+    said = incoming.fields.said
+    endpoint = _ENDPOINTS.get(incoming.path) or endpoint_of(incoming.path)
+    posted = incoming.method == b"POST"
+    names_model = posted and endpoint in MODEL_ENDPOINTS
+    doc = _document(incoming, required=posted and endpoint in JSON_ENDPOINTS)
+    members = doc or _NO_MEMBERS
+    plain = _TELLING.isdisjoint(members)
+    if names_model:
+        checked = {**members, "model": path_model} if path_model else members
+        _check_types(checked, endpoint, plain=plain)
+    model = path_model or members.get("model")
     return Call(
         id,
         incoming.method,
@@ -75,16 +80,20 @@ def read_call(
         incoming.body,
         doc,
         endpoint,
-        path_model or (doc_model if isinstance(doc_model, str) else form_model),
-        bool(doc and doc.get("stream") is True),
-        _annotate(incoming.fields, annotate),
-        _include_usage(doc) if doc and "stream_options" in doc else None,
+        model if isinstance(model, str) else form_model,
+        not plain and members.get("stream") is True,
+        annotate if said.annotate is None else _annotate(said.annotate),
+        None if plain else _include_usage(members),
         incoming.accepted_at,
         incoming.client,
         identity,
         own_key,
         via,
+        names_model and via is None and not said.guides and (plain or _GUIDING.isdisjoint(members)),
     )
+
+
+_NO_MEMBERS: dict[str, Any] = {}
 
 
 def unread_call(incoming: Incoming, *, id: str) -> Call:
@@ -120,14 +129,6 @@ def endpoint_of(path: bytes) -> str:
     return path.removeprefix(b"/v1/").decode("latin-1")
 
 
-def request_id(fields: Fields) -> str | None:
-    """The client's own id, if it can be repeated in a header and a log line without harm."""
-    raw = fields.get(b"x-request-id")
-    if raw and len(raw) <= 128 and _ID_CHARACTERS.issuperset(raw):
-        return raw.decode("ascii")
-    return None
-
-
 def check_path(path: bytes) -> None:
     """Refuse what a provider's server may read as another path than we did."""
     lowered = path.lower()
@@ -140,7 +141,7 @@ def fallbacks(doc: dict[str, Any], fields: Fields) -> list[str] | None:
     """The request's own fallback list: body, header, or OpenRouter's `models`; None: none given."""
     if (listed := doc.get("fallbacks")) is not None:
         return _names(listed, "fallbacks")
-    if (raw := fields.get(b"x-lunar-fallbacks")) is not None:
+    if (raw := fields.said.fallbacks) is not None:
         names = [name.strip() for name in raw.decode("latin-1").split(",") if name.strip()]
         return _names(names, "x-lunar-fallbacks")
     if (listed := doc.get("models")) is not None:
@@ -148,11 +149,8 @@ def fallbacks(doc: dict[str, Any], fields: Fields) -> list[str] | None:
     return None
 
 
-def timeout_s(fields: Fields) -> float | None:
+def timeout_s(raw: bytes) -> float:
     """`x-lunar-timeout-s`: the time this one call may take in all."""
-    raw = fields.get(b"x-lunar-timeout-s")
-    if raw is None:
-        return None
     try:
         value = float(raw)
     except ValueError:
@@ -175,11 +173,10 @@ def _names(listed: object, param: str) -> list[str]:
     return listed
 
 
-def _document(incoming: Incoming, endpoint: str) -> dict[str, Any] | None:
-    required = endpoint in JSON_ENDPOINTS and incoming.method == b"POST"
+def _document(incoming: Incoming, *, required: bool) -> dict[str, Any] | None:
     if incoming.uploading or not (required or (_says_json(incoming.fields) and incoming.body)):
         return None
-    if incoming.fields.get(b"content-encoding") not in (None, b"identity"):
+    if incoming.fields.said.encoded:
         raise InvalidRequest(
             "send the body uncompressed: Content-Encoding is not supported on requests",
             code="unsupported_content_encoding",
@@ -207,12 +204,26 @@ def parse(body: bytes) -> Any:
             f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})",
             code="invalid_json",
         ) from None
-    shallow = at_most(body, b"{", MAX_DEPTH // 2) and at_most(body, b"[", MAX_DEPTH // 2)
+    shallow = _few(body, b"{") and _few(body, b"[")
     if not shallow and _deeper_than(doc, MAX_DEPTH):
         raise InvalidRequest(
             f"the body is nested more than {MAX_DEPTH} levels deep", code="too_deeply_nested"
         )
     return doc
+
+
+def _few(body: bytes, opening: bytes) -> bool:
+    """Whether a body has too few of these to be too deep. Most have a handful, and `find` is ten
+    times faster over what lies between than a count is."""
+    at = body.find(opening)
+    for _ in range(_HANDFUL):
+        if at < 0:
+            return True
+        at = body.find(opening, at + 1)
+    return at_most(body, opening, MAX_DEPTH // 2)
+
+
+_HANDFUL = 8
 
 
 def _deeper_than(doc: object, limit: int) -> bool:
@@ -230,28 +241,33 @@ def _deeper_than(doc: object, limit: int) -> bool:
     return True
 
 
-def _check_types(doc: dict[str, Any], endpoint: str) -> None:
+def _check_types(doc: dict[str, Any], endpoint: str, *, plain: bool) -> None:
+    """`plain`: none of `_TELLING` is among the members."""
     model = doc.get("model")
-    if model is None and not (isinstance(doc.get("models"), list) and doc["models"]):
+    if not isinstance(model, str) or not model.strip():
+        _check_nameless(doc)
+    if not plain:
+        if not isinstance(doc.get("stream"), bool | None):
+            raise InvalidRequest("stream must be true or false", param="stream")
+        if not isinstance(doc.get("stream_options"), dict | None):
+            raise InvalidRequest("stream_options must be an object", param="stream_options")
+    if endpoint == "chat/completions" and not isinstance(doc.get("messages"), list):
+        raise InvalidRequest("messages must be a list of messages", param="messages")
+
+
+def _check_nameless(doc: dict[str, Any]) -> None:
+    """A body whose model is no name is fine if it lists `models`."""
+    if doc.get("model") is not None:
+        raise InvalidRequest("model must be a non-empty string", param="model")
+    if not (isinstance(doc.get("models"), list) and doc["models"]):
         raise InvalidRequest(
             "model is missing: name one, for example 'openai/gpt-4o-mini'",
             code="missing_model",
             param="model",
         )
-    if model is not None and (not isinstance(model, str) or not model.strip()):
-        raise InvalidRequest("model must be a non-empty string", param="model")
-    if not isinstance(doc.get("stream"), bool | None):
-        raise InvalidRequest("stream must be true or false", param="stream")
-    if not isinstance(doc.get("stream_options"), dict | None):
-        raise InvalidRequest("stream_options must be an object", param="stream_options")
-    if endpoint == "chat/completions" and not isinstance(doc.get("messages"), list):
-        raise InvalidRequest("messages must be a list of messages", param="messages")
 
 
-def _annotate(fields: Fields, default: Annotate) -> Annotate:
-    raw = fields.get(b"x-lunar-annotate")
-    if raw is None:
-        return default
+def _annotate(raw: bytes) -> Annotate:
     try:
         return Annotate(raw.decode("latin-1").strip().lower())
     except ValueError:
@@ -260,7 +276,7 @@ def _annotate(fields: Fields, default: Annotate) -> Annotate:
         ) from None
 
 
-def _include_usage(doc: dict[str, Any] | None) -> bool | None:
-    options = (doc or {}).get("stream_options")
+def _include_usage(doc: dict[str, Any]) -> bool | None:
+    options = doc.get("stream_options")
     value = options.get("include_usage") if isinstance(options, dict) else None
     return value if isinstance(value, bool) else None

@@ -59,10 +59,7 @@ def units(usd: Decimal | None) -> int:
     """Dollars of one call as whole units, rounded up; unknown is 0."""
     if usd is None:
         return 0
-    exact = usd * _UNITS_PER_USD
-    whole = int(exact)  # which is all of it, but for money that nobody was told
-    if whole != exact:
-        whole = math.ceil(exact)
+    whole = math.ceil(usd * _UNITS_PER_USD)
     return whole if whole < MAX_UNITS else MAX_UNITS
 
 

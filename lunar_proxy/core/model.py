@@ -6,7 +6,7 @@ None of them changes once it is made. Times are seconds on the monotonic clock o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import Enum
@@ -30,20 +30,71 @@ def noun(cls: type[T]) -> type[T]:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
+@noun
+class Said:
+    """What the header fields of a request say to us (CONTRACT 4), whatever its body is.
+
+    What may be wrong is kept as it came: the error is due when its turn comes, not before.
+    """
+
+    id: str | None  # the client's own, if it can be repeated in a header and a log line unharmed
+    encoded: bool  # the body is in a coding of its own
+    annotate: bytes | None = None
+    timeout_s: bytes | None = None
+    provider: str | None = None
+    fallbacks: bytes | None = None
+    feedback: bytes | None = None
+    debug: bool = False
+    guides: bool = False  # it says who may answer: `provider` or `fallbacks`
+
+    @classmethod
+    def by(cls, first: Mapping[bytes, bytes]) -> Said:
+        get = first.get
+        raw = get(b"x-request-id", b"")
+        fit = 0 < len(raw) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(raw)
+        id = raw.decode("ascii") if fit else None
+        encoded = get(b"content-encoding", b"identity") != b"identity"
+        if _ASIDES.isdisjoint(first):
+            return cls(id, encoded)
+        provider, fallbacks = get(b"x-lunar-provider"), get(b"x-lunar-fallbacks")
+        return cls(
+            id,
+            encoded,
+            annotate=get(b"x-lunar-annotate"),
+            timeout_s=get(b"x-lunar-timeout-s"),
+            provider=provider.decode("latin-1").strip() if provider else None,
+            fallbacks=fallbacks,
+            feedback=get(b"x-lunar-feedback"),
+            debug=get(b"x-lunar-debug") == b"1",
+            guides=provider is not None or fallbacks is not None,
+        )
+
+
+_LONGEST_ID = 128
+_ID_CHARACTERS = frozenset(
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@"
+)
+_ASIDES = frozenset(
+    f"x-lunar-{name}".encode()
+    for name in ("annotate", "debug", "fallbacks", "feedback", "provider", "timeout-s")
+)
+
+
 class Fields:
     """The header fields of a request: `pairs` are all of them, in order, `first` those by name, of
-    a repeated one the first; `get` looks one up.
+    a repeated one the first; `get` looks one up. `said` is what they say to us.
 
     A client sends the same head again and again on one connection, and such requests share one
     `Fields`, so what follows from the fields alone need be worked out only `once`.
     """
 
-    __slots__ = ("_made", "first", "get", "pairs")
+    __slots__ = ("_made", "first", "get", "pairs", "said")
 
     def __init__(self, pairs: Headers) -> None:
         self.pairs = pairs
         self.first = dict(reversed(pairs))
         self.get = self.first.get
+        self.said = Said.by(self.first)
         self._made: dict[object, Any] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -115,6 +166,7 @@ class Call:
     identity: Identity | None = None
     own_key: bytes | None = None  # the caller's own provider key
     via: str | None = None  # the provider whose host was addressed, not ours (HTTPS_PROXY)
+    by_name: bool = False  # nothing but the name of its model says who may answer
 
     def __repr__(self) -> str:
         """Short, and without the headers and the body, which no log should hold."""
@@ -181,13 +233,15 @@ class Attempt(NamedTuple):
     cost: Cost | None = None
 
 
-@noun
-class Outcome:
-    """What is known once a call is over; ledger, metrics and log line are made of it."""
+class Outcome(NamedTuple):
+    """What is known once a call is over; ledger, metrics and log line are made of it.
+
+    A tuple, because those take it apart all at once.
+    """
 
     call: Call
     target: Target | None  # who answered, or was tried last
-    index: int  # place of the target in the plan; 0: first choice
+    index: int  # type: ignore[assignment]  # place of the target in the plan; 0: first choice
     status: int  # what the client was told; 499 when it had gone
     error: str | None  # ProxyError code
     usage: Usage | None

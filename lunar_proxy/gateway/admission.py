@@ -11,16 +11,10 @@ from lunar_proxy.config import Config
 from lunar_proxy.config.schema import AuthKey
 from lunar_proxy.config.schema import Limits as ConfiguredLimits
 from lunar_proxy.core.errors import Forbidden, ProxyError, Unauthorized
-from lunar_proxy.core.identity import (
-    Credential,
-    carries_any,
-    check_query,
-    credential,
-    proxy_credential,
-)
+from lunar_proxy.core.identity import Credential, check_query, credential, proxy_credential
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Ask, Limits, Verdict, refusal
-from lunar_proxy.core.model import Call, Identity, Outcome, Target, noun
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target, noun
 from lunar_proxy.core.policy import AuthFailures, authorize, may_ask, permits
 from lunar_proxy.core.pricing import Price, plain_cost
 from lunar_proxy.stores import KeyRecord, Reservation, Store
@@ -64,7 +58,15 @@ class Caller:
         return f"<Caller {self.identity.name if self.identity is not None else 'anonymous'}>"
 
 
-ANYBODY = Caller(None, None)
+def stranger(headers: Headers, *, required: bool, tokens: bool) -> Caller | None:
+    """Who sends these fields, where they name nobody whom we know and nobody need be known."""
+    if required:
+        return None
+    try:
+        found = credential(headers, tokens=tokens)
+    except Unauthorized:
+        return None  # it is found, told and counted again each time
+    return Caller(None, found.own) if found.anonymous else None
 
 
 class Callers:
@@ -79,6 +81,7 @@ class Callers:
         self._verifier = verifier
         self._failures = AuthFailures()
         self._credential = partial(credential, tokens=verifier is not None)
+        self._stranger = partial(stranger, required=self._required, tokens=verifier is not None)
 
     def configured(self) -> list[KeyRecord]:
         """The keys under `auth.keys`, for an administrator."""
@@ -92,9 +95,10 @@ class Callers:
         again for every request, since a key may be revoked meanwhile.
         """
         via = incoming.via
-        told = incoming.query or incoming.fields.once(carries_any)
-        if via is None and not (self._required or told):
-            return ANYBODY
+        if via is None and not incoming.query:
+            caller = incoming.fields.once(self._stranger)
+            if caller is not None:
+                return caller
         try:
             check_query(incoming.query)
             found = incoming.fields.once(self._credential)
@@ -104,23 +108,6 @@ class Callers:
             return self._caller(said, found.own, incoming.client)
         except Unauthorized as error:
             raise self._failed(incoming.client, error) from None
-
-    def known(self, incoming: Incoming) -> Caller | None:
-        """What `of` says of a request that was sent to us, where that takes no waiting and nothing
-        is wrong; None: ask it."""
-        if not (self._required or incoming.query or incoming.fields.once(carries_any)):
-            return ANYBODY
-        try:
-            check_query(incoming.query)
-            found = incoming.fields.once(self._credential)
-            if found.token is not None and (
-                self._verifier is None or self._verifier.known(found.token) is None
-            ):
-                return None
-            caller = self._caller(found, found.own, incoming.client, keyed=not found.anonymous)
-        except ProxyError:
-            return None
-        return caller if isinstance(caller, Caller) else None
 
     async def of_proxy(self, authorization: bytes | None, address: str) -> Identity | None:
         """Who asks for a CONNECT. None: nobody says so, which the requests inside still may."""
@@ -166,6 +153,14 @@ def _listed(key: AuthKey) -> KeyRecord:
     return listed(key.name, key.key.reveal(), key.models, limits_of(key.limits))
 
 
+def limits_for(identity: Identity | None, default: Limits) -> Limits:
+    """What a caller is held to; without limits of its own, to the config's."""
+    if identity is None or identity.limits is None:
+        return default
+    own: Limits = identity.limits
+    return own
+
+
 def limits_of(configured: ConfiguredLimits | None) -> Limits | None:
     return None if configured is None else configured.compiled()
 
@@ -209,17 +204,12 @@ class Limiter:
         self._usual_output: dict[Target, float] = {}
 
     def take(
-        self, call: Call, default: Limits, target: Target, price: Price | object | None
-    ) -> Taken | Awaitable[Taken] | None:
-        """What the call holds from now on, None where no limits are set. Raises LimitExceeded or
-        BudgetExceeded with what the client may do when.
+        self, call: Call, limits: Limits, target: Target, price: Price | object | None
+    ) -> Taken | Awaitable[Taken]:
+        """What the call holds from now on. Raises LimitExceeded or BudgetExceeded with what the
+        client may do when.
         """
         identity = call.identity
-        limits = default
-        if identity is not None and identity.limits is not None:
-            limits = identity.limits
-        if limits.empty:
-            return None
         subject = identity.id if identity is not None else f"address:{call.client}"
         reservation = Reservation(subject, limits)
         if limits.tokens_per_minute is not None or limits.budget is not None:
@@ -228,10 +218,6 @@ class Limiter:
         if not isinstance(verdict, Verdict):
             return _taken_later(reservation, verdict)
         return _taken(reservation, verdict)
-
-    def answers_at_once(self, limits: Limits) -> bool:
-        """Whether `take` does, under these limits."""
-        return limits.empty or not self._store.shared
 
     def settle(self, reservation: Reservation, outcome: Outcome) -> None:
         """Pay for what the answer used, and for attempts that were billed before it."""

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from lunar_proxy.core.model import Headers
 from lunar_proxy.core.routerask import with_routing
 from lunar_proxy.relay.client import Client, Source
-
-
-class Running(Protocol):
-    """What an admitted request does next: `relay.carry.Carrier`, or `Told`."""
-
-    async def run(self) -> None:
-        """Answer the client. Raises ProxyError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +19,7 @@ class Told:
     headers: Headers
     body: bytes
 
-    async def run(self) -> None:
+    def run(self) -> None:
         fields = ((b"content-type", b"application/json"), *self.headers)
         self.client.head(200, fields, len(self.body))
         self.client.write(self.body)

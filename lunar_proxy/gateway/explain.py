@@ -17,7 +17,7 @@ async def explain(gateway: Gateway, incoming: Incoming) -> dict[str, Any]:
     """The plan of a chat request that is not carried out. Raises what planning it would raise."""
     call = read_call(incoming, id="explain", annotate=Annotate.OFF)
     runtime = gateway.runtime
-    asked, routed, plan = await gateway.planner.planned(call, incoming.fields)
+    asked, routed, plan = await gateway.planner.planned(call)
     facts = routed.facts if routed is not None else gateway.planner.facts
     catalogue = routed.catalogue if routed is not None else runtime.catalogue
     first = resolve(routed.asked if routed is not None else asked, catalogue, facts)

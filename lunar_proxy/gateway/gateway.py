@@ -3,6 +3,9 @@
 serve     the life of one request, whatever became of it
 admit     who, whether, and to whom: -> Carrier, ready to run
 settle    limits, and an entry in the books: -> nothing is left open
+
+Most calls are admitted without waiting for anything, so what admits them are plain functions; what
+one of them returns, if anything, is the rest of the admission, to be awaited.
 """
 
 from __future__ import annotations
@@ -27,16 +30,10 @@ from lunar_proxy.core.errors import (
 )
 from lunar_proxy.core.exchange import Exchange
 from lunar_proxy.core.headers import for_client
-from lunar_proxy.core.intake import (
-    Incoming,
-    read_call,
-    request_id,
-    timeout_s,
-    unread_call,
-)
-from lunar_proxy.core.limits import Limits, Verdict, rate_limit_headers
-from lunar_proxy.core.model import Call, Headers, Outcome, Target
-from lunar_proxy.core.pricing import Price
+from lunar_proxy.core.intake import Incoming, read_call, timeout_s, unread_call
+from lunar_proxy.core.limits import Limits, rate_limit_headers
+from lunar_proxy.core.model import Call, Headers, Identity, Outcome, Target
+from lunar_proxy.core.pricing import HourlyPrice, Price
 from lunar_proxy.core.render import error_answer, masked, retry_headers
 from lunar_proxy.core.routing import Facts
 from lunar_proxy.metrics import Metrics
@@ -47,17 +44,20 @@ from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Counter
 from lunar_proxy.relay.passage import Passage
 from lunar_proxy.relay.watch import Watch
-from lunar_proxy.stores import Reservation, Store
+from lunar_proxy.stores import Store
+from lunar_proxy.tasks import Drive
 
-from .admission import Caller, Callers, Limiter, Taken, limits_of
-from .answers import Running, Told, WithRouting
+from .admission import Caller, Callers, Limiter, Taken, limits_for, limits_of
+from .answers import Told, WithRouting
 from .books import Books, Closed
 from .decider import Decider
 from .learning import Answered, Learner
 from .planner import Planner
 from .router import Routed, Router
 from .runtime import Runtime
+from .shortcut import Shortcut, is_plain
 from .sites import Visit, Visited, destination, moved, visit
+from .ticket import Ticket, Way
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +78,6 @@ class Ports:
     draw: Callable[[], float]  # uniform in [0, 1)
     new_id: Callable[[], str]
     log: Callable[[Sequence[Closed]], None]  # calls that are over
-
-
-@dataclass(slots=True)
-class Ticket:
-    """What has to be given back when a call is over."""
-
-    incoming: Incoming
-    id: str
-    call: Call | None = None  # once it is read
-    carrier: Carrier | Passage | None = None
-    reservation: Reservation | None = None
-    verdict: Verdict | None = None
-    routed: Routed | None = None
 
 
 class Gateway:
@@ -157,24 +144,51 @@ class Gateway:
         self, incoming: Incoming, client: Client, upload: Upload | None = None
     ) -> Coroutine[Any, Any, None]:
         """Answer one request, by a provider or by an error; never raises but when cancelled."""
-        ticket = Ticket(incoming, request_id(incoming.fields) or self.ports.new_id())
+        return self.carry(self._opened(incoming), client, upload)
+
+    def begin(
+        self, incoming: Incoming, client: Client, over: Callable[[], None]
+    ) -> Drive | Shortcut:
+        """The same, as what its door starts and may cancel; `over` is called at the end."""
+        ticket = self._opened(incoming)
+        waiting: Awaitable[None] | None = None
+        refused: Exception | None = None
+        try:
+            waiting = self.admit(ticket, client, None)
+        except Exception as error:  # noqa: BLE001 - raised again where it can be told
+            refused = error
+        done = waiting is None and refused is None
+        if done and ticket.way is not None and is_plain(ticket.way, self.health):
+            return Shortcut(self, ticket, ticket.way, over)
+        call = self.carry(ticket, client, None, waiting, refused)
+        return Drive(_and_then(call, over), name="call")
+
+    def _opened(self, incoming: Incoming) -> Ticket:
         self.inflight += 1
-        return self.carry(ticket, client, upload)
+        return Ticket(incoming, incoming.fields.said.id or self.ports.new_id())
 
     async def carry(
         self,
         ticket: Ticket,
         client: Client,
         upload: Upload | None = None,
-        running: Running | None = None,
+        admitting: Awaitable[None] | None = None,
+        refused: Exception | None = None,
     ) -> None:
-        """`serve`, from admission on, or with what was admitted."""
+        """A call from its admission to its settlement; or from where `begin` got to."""
         error: ProxyError | None = None
         gone = False
         try:
-            if running is None:
-                running = await self.admit(ticket, client, upload)
-            await running.run()
+            if refused is not None:
+                raise refused
+            if admitting is None and ticket.way is None and ticket.carrier is None:
+                admitting = self.admit(ticket, client, upload)
+            if admitting is not None:
+                await admitting
+            if ticket.carrier is None and ticket.way is not None:
+                ticket.carrier = self.carrier(ticket, ticket.way)
+            if ticket.carrier is not None:
+                await ticket.carrier.run()
         except ProxyError as problem:
             error = problem
         except asyncio.CancelledError:
@@ -188,56 +202,100 @@ class Gateway:
             status = CLIENT_CLOSED_REQUEST if gone else self._tell(ticket, error, client)
             self.settle(ticket, error, status, gone=gone)
 
-    async def admit(self, ticket: Ticket, client: Client, upload: Upload | None) -> Running:
+    def admit(
+        self, ticket: Ticket, client: Client, upload: Upload | None
+    ) -> Awaitable[None] | None:
         """Who asks, what for, and whether there is room. Raises ProxyError."""
         if self.draining:
             raise ShuttingDown("the proxy is shutting down; try again elsewhere")
-        incoming = ticket.incoming
-        via = incoming.via
-        caller = self.callers.of(incoming)
-        if not isinstance(caller, Caller):
-            caller = await caller
-        seen = visit(self.runtime.find_site, via, incoming.path) if via is not None else None
-        if seen is not None and not self._treats(seen, incoming, caller):
-            return self._let_pass(ticket, seen, caller, client, upload)
-        return await self._admit(ticket, seen, caller, client, upload)
+        caller = self.callers.of(ticket.incoming)
+        if isinstance(caller, Caller):
+            return self._admit(ticket, caller, client, upload)
+        return self._admit_later(ticket, caller, client, upload)
 
-    async def _admit(
+    async def _admit_later(
+        self, ticket: Ticket, caller: Awaitable[Caller], client: Client, upload: Upload | None
+    ) -> None:
+        if (waiting := self._admit(ticket, await caller, client, upload)) is not None:
+            await waiting
+
+    def _admit(
+        self, ticket: Ticket, caller: Caller, client: Client, upload: Upload | None
+    ) -> Awaitable[None] | None:
+        runtime, incoming = self.runtime, ticket.incoming
+        seen: Visit | None = None
+        if incoming.via is not None:
+            seen = visit(runtime.find_site, incoming.via, incoming.path)
+            if not self._treats(seen, incoming, caller):
+                ticket.carrier = self._let_pass(ticket, seen, caller, client, upload)
+                return None
+        if seen is None and upload is None:
+            call = read_call(incoming, ticket.id, runtime.annotate, caller.identity, caller.own_key)
+        else:
+            call = self._read(ticket, caller, upload, seen)
+        ticket.call = call
+        if (feedback := incoming.fields.said.feedback) is not None:
+            self.learner.heed(feedback, _subject(call.identity))
+        plan = self.planner.known(call)
+        if plan is None:
+            if call.endpoint == routerask.ENDPOINT and call.via is None:
+                return self._admit_ask(ticket, runtime, call, client)
+            if self.planner.waits(call):
+                return self._admit_routed(ticket, runtime, call, client, upload, seen)
+            plan = self.planner.plan(call)
+        engine = self._engine_for(runtime, seen)
+        ticket.way = Way(runtime, engine, call, plan, client, upload)
+        return self._reserve(ticket, call, plan[0], runtime.price)
+
+    def _read(
+        self, ticket: Ticket, caller: Caller, upload: Upload | None, seen: Visit | None
+    ) -> Call:
+        """The call, where its model may stand elsewhere than in a JSON body."""
+        runtime, incoming = self.runtime, ticket.incoming
+        form_model = upload.model.value if upload is not None and upload.model else ""
+        place = seen.place if seen is not None else None
+        if place is None:
+            return read_call(
+                incoming,
+                ticket.id,
+                runtime.annotate,
+                caller.identity,
+                caller.own_key,
+                form_model=form_model,
+            )
+        if place.path != incoming.path:
+            ticket.incoming = incoming = replace(incoming, path=place.path)
+        return read_call(
+            incoming,
+            ticket.id,
+            runtime.annotate_there,
+            caller.identity,
+            caller.own_key,
+            form_model=form_model,
+            path_model=place.model,
+            via=place.site.provider,
+        )
+
+    async def _admit_routed(
         self,
         ticket: Ticket,
-        seen: Visit | None,
-        caller: Caller,
+        runtime: Runtime,
+        call: Call,
         client: Client,
         upload: Upload | None,
-    ) -> Running:
-        runtime, incoming = self.runtime, ticket.incoming
-        place = seen.place if seen is not None else None
-        if place is not None and place.path != incoming.path:
-            ticket.incoming = incoming = replace(incoming, path=place.path)
-        ticket.call = call = read_call(
-            incoming,
-            id=ticket.id,
-            annotate=runtime.annotate if seen is None else runtime.annotate_there,
-            identity=caller.identity,
-            own_key=caller.own_key,
-            form_model=upload.model.value if upload is not None and upload.model else "",
-            path_model=place.model if place is not None else "",
-            via=place.site.provider if place is not None else None,
-        )
-        if (said := incoming.fields.get(b"x-lunar-feedback")) is not None:
-            self.learner.heed(said, _subject(call))
-        if call.endpoint == routerask.ENDPOINT and call.via is None:
-            return await self._admit_ask(ticket, runtime, call, client)
-        if self.planner.waits(call):
-            _, ticket.routed, plan = await self.planner.planned(call, incoming.fields)
-        else:
-            plan = self.planner.plan(call, incoming.fields)
-        return await self._carrier(ticket, runtime, call, plan, client, upload, seen)
+        seen: Visit | None,
+    ) -> None:
+        _, ticket.routed, plan = await self.planner.planned(call)
+        engine = self._engine_for(runtime, seen)
+        ticket.way = Way(runtime, engine, call, plan, client, upload)
+        if (waiting := self._reserve(ticket, call, plan[0], runtime.price)) is not None:
+            await waiting
 
     async def _admit_ask(
         self, ticket: Ticket, runtime: Runtime, call: Call, client: Client
-    ) -> Running:
-        """POST /v1/router: decide, and unless only that is wanted go on as a chat call would."""
+    ) -> None:
+        """POST /v1/router: decide, and go on as a chat call would; or, if only the decision is
+        wanted, answer with it."""
         if call.method != b"POST":
             raise MethodNotAllowed("/v1/router takes POST", headers=(("allow", "POST"),))
         if call.doc is None:
@@ -248,54 +306,34 @@ class Gateway:
         document = decided.document()
         if not ask.execute:
             name = Target("", decided.selected.name)
-            if (waiting := self._reserve(ticket, call, name, None)) is not None:
+            if (waiting := self._reserve(ticket, call, name, _unpriced)) is not None:
                 await waiting
             created = int(self.ports.wall())
             headers = (*self.limit_headers(ticket), *decided.headers())
             head = ((b"x-request-id", ticket.id.encode()), *headers)
-            return Told(client, head, routerask.decision_only(ticket.id, created, document))
+            Told(client, head, routerask.decision_only(ticket.id, created, document)).run()
+            return
         chat = routerask.chat_call(call, call.model)
         planner = self.planner
-        asked = planner.asked(chat, ticket.incoming.fields)
+        asked = planner.asked(chat)
         ticket.routed = self.router.planned(runtime, planner.facts, asked, decided)
         plan = planner.routed_plan(ticket.routed, chat)
         spliced = WithRouting(client, document, stream=call.stream)
-        return await self._carrier(ticket, runtime, chat, plan, spliced, None)
-
-    async def _carrier(
-        self,
-        ticket: Ticket,
-        runtime: Runtime,
-        call: Call,
-        plan: list[Target],
-        client: Client,
-        upload: Upload | None,
-        seen: Visit | None = None,
-    ) -> Carrier:
-        waiting = self._reserve(ticket, call, plan[0], runtime.price(plan[0]))
-        if waiting is not None:
+        ticket.way = Way(runtime, self.engine, chat, plan, spliced, None)
+        if (waiting := self._reserve(ticket, chat, plan[0], runtime.price)) is not None:
             await waiting
-        engine = self._engine_for(runtime, seen)
-        return self.carrier(ticket, call, runtime, engine, plan, client, upload=upload)
 
-    def carrier(
-        self,
-        ticket: Ticket,
-        call: Call,
-        runtime: Runtime,
-        engine: Engine,
-        plan: list[Target],
-        client: Client,
-        *,
-        upload: Upload | None = None,
-        asked: Asked | None = None,
-    ) -> Carrier:
-        """What carries a call that was admitted."""
-        fields = ticket.incoming.fields
-        total_s = timeout_s(fields) or runtime.account(plan[0]).timeouts.total_s
+    def carrier(self, ticket: Ticket, way: Way, asked: Asked | None = None) -> Carrier:
+        """What carries an admitted call; `asked`: its first target has been asked already."""
+        runtime, call, plan = way.runtime, way.call, way.plan
+        said = call.fields.said
+        if said.timeout_s is not None:
+            total_s = timeout_s(said.timeout_s)
+        else:
+            total_s = runtime.account(plan[0]).timeouts.total_s
         deadline = call.accepted_at + total_s
-        carrier = ticket.carrier = Carrier(
-            engine,
+        return Carrier(
+            way.engine,
             call,
             Exchange(
                 plan,
@@ -304,15 +342,14 @@ class Gateway:
                 lambda target: self.health.keys_in_turn(target, runtime.account(target).keys),
                 runtime.window,
             ),
-            client,
+            way.client,
             deadline,
-            upload,
+            way.upload,
             extra_headers=self.limit_headers(ticket),
             routing_headers=ticket.routed.headers if ticket.routed is not None else (),
-            debug=fields.get(b"x-lunar-debug") == b"1",
+            debug=said.debug,
             asked=asked,
         )
-        return carrier
 
     def _treats(self, seen: Visit, incoming: Incoming, caller: Caller) -> bool:
         """Whether a request to a provider's host is handled as one to our own /v1 would be.
@@ -340,7 +377,7 @@ class Gateway:
         call = unread_call(incoming, id=ticket.id)
         ticket.call = call._replace(identity=caller.identity, via=seen.provider)
         origin, path = destination(seen, self.runtime.accounts, incoming.path)
-        ticket.carrier = Passage(
+        return Passage(
             self.ports.lines,
             self.ports.now,
             origin,
@@ -350,7 +387,6 @@ class Gateway:
             provider=seen.provider,
             upload=upload,
         )
-        return ticket.carrier
 
     def _engine_for(self, runtime: Runtime, seen: Visit | None) -> Engine:
         if seen is None or seen.place is None:
@@ -368,15 +404,16 @@ class Gateway:
         self.close(ticket, outcome)
         if ticket.routed is not None:
             self._remember(ticket.routed, outcome)
-        if isinstance(error, LimitExceeded):
+        if error is not None and isinstance(error, LimitExceeded):
             self.ports.metrics.rate_limited(error.limit)
-        for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
-            self.ports.metrics.fallback(source, to, "breaker_open")
+        if ticket.carrier is not None and ticket.carrier.skipped:
+            for source, to in ticket.carrier.skipped:
+                self.ports.metrics.fallback(source, to, "breaker_open")
         return outcome
 
     def close(self, ticket: Ticket, outcome: Outcome) -> None:
-        if ticket.reservation is not None:
-            self.limiter.settle(ticket.reservation, outcome)
+        if ticket.taken is not None:
+            self.limiter.settle(ticket.taken.reservation, outcome)
         self.books.add(outcome)
 
     def knows(self, authority: Authority) -> bool:
@@ -401,7 +438,7 @@ class Gateway:
         if not self.learner.on or outcome.error is not None or outcome.target is None:
             return
         if (found := routed.measured_as(outcome.target)) is not None:
-            answered = Answered(*found, caller=_subject(outcome.call))
+            answered = Answered(*found, caller=_subject(outcome.call.identity))
             self.learner.remember(outcome.call.id, answered)
 
     def _facts(self, runtime: Runtime) -> Facts:
@@ -415,36 +452,27 @@ class Gateway:
         )
 
     def _reserve(
-        self, ticket: Ticket, call: Call, target: Target, price: Price | object | None
+        self,
+        ticket: Ticket,
+        call: Call,
+        target: Target,
+        price: Callable[[Target], Price | HourlyPrice | None],
     ) -> Awaitable[None] | None:
-        """Room for the call; what it returns, if anything, has to be awaited."""
-        taken = self.limiter.take(call, self._default_limits, target, price)
-        if taken is None:
+        """Room for the call, where there are limits; what it returns has to be awaited."""
+        limits = limits_for(call.identity, self._default_limits)
+        if limits.empty:
             return None
+        taken = self.limiter.take(call, limits, target, price(target))
         if not isinstance(taken, Taken):
             return self._reserve_later(ticket, taken)
-        ticket.reservation, ticket.verdict = taken
+        ticket.taken = taken
         return None
 
-    def reserve_at_once(self, ticket: Ticket, call: Call, target: Target) -> bool:
-        """Make room for the call; no: that takes waiting. Raises what refuses the call."""
-        identity = call.identity
-        limits = self._default_limits
-        if identity is not None and identity.limits is not None:
-            limits = identity.limits
-        if not self.limiter.answers_at_once(limits):
-            return False
-        if not limits.empty:
-            self._reserve(ticket, call, target, self.runtime.price(target))
-        return True
-
     async def _reserve_later(self, ticket: Ticket, taken: Awaitable[Taken]) -> None:
-        ticket.reservation, ticket.verdict = await taken
+        ticket.taken = await taken
 
     def limit_headers(self, ticket: Ticket) -> Headers:
-        if ticket.verdict is None:
-            return ()
-        return rate_limit_headers(ticket.verdict)
+        return () if ticket.taken is None else rate_limit_headers(ticket.taken.verdict)
 
     def _tell(self, ticket: Ticket, error: ProxyError | None, client: Client) -> int:
         """The error, if the client has not seen an answer begin; the status it got."""
@@ -501,7 +529,7 @@ class Gateway:
             )
         meter = carrier.meter
         usage, cost, ttft_s = None, None, None
-        overhead_s = max(0.0, latency_s - carrier.waited_s)
+        overhead_s = latency_s - carrier.waited_s
         if meter is not None:
             usage, cost, ttft_s = meter.usage, meter.cost, meter.ttft_s
             if usage is not None:
@@ -517,11 +545,22 @@ class Gateway:
             usage is None or cost is not None,
             latency_s,
             ttft_s,
-            overhead_s,
+            overhead_s if overhead_s > 0 else 0.0,
             tuple(carrier.attempts),
             carrier.phase if gone else None,
         )
 
 
-def _subject(call: Call) -> str | None:
-    return call.identity.id if call.identity is not None else None
+def _unpriced(_target: Target) -> None:
+    """A decision of the router costs nothing."""
+
+
+async def _and_then(call: Coroutine[Any, Any, None], over: Callable[[], None]) -> None:
+    try:
+        await call
+    finally:
+        over()
+
+
+def _subject(identity: Identity | None) -> str | None:
+    return identity.id if identity is not None else None

@@ -16,18 +16,17 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
 from lunar_proxy.core.headers import FIELD_LINE, read, render
-from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming, request_id
+from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming
 from lunar_proxy.core.model import Fields, Headers, noun
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
-from lunar_proxy.tasks import Drive
 
 from .bounds import (
     BODY_IDLE_S,
@@ -126,14 +125,13 @@ class UnderWay(Protocol):
 class Doorway:
     """What all doors of one listener share."""
 
-    serve: Callable[[Incoming, Client], Awaitable[None]]
+    # What answers a request; the last is to be called when that is over.
+    begin: Callable[[Incoming, Client, Callable[[], None]], UnderWay]
     hand_over: Callable[[asyncio.Transport, bytes], None]
     now: Callable[[], float]
     max_body: int
     doors: set[Door]
     new_id: Callable[[], str]  # for an answer that is given here
-    # Takes a plain call, with what is to be called when it is over; None: serve it.
-    begin: Callable[[Incoming, Client, Callable[[], None]], UnderWay | None] | None = None
     # Takes a connection over whose head, whole, asks for CONNECT; and what came after the head.
     connect: Callable[[asyncio.Transport, bytes, bytes], None] | None = None
     via: Attachment | None = None  # whom these connections were opened for (HTTPS_PROXY)
@@ -305,16 +303,8 @@ class Door(asyncio.Protocol):
         )
         self._due = math.inf  # an answer may take its time
         self._answering = True
-        begin = doorway.begin
-        call = begin(incoming, self, self._served) if begin is not None else None
-        self._call = call = call or Drive(self._run(incoming), name="call")
+        self._call = call = doorway.begin(incoming, self, self._served)
         call.go_on()
-
-    async def _run(self, incoming: Incoming) -> None:
-        try:
-            await self._doorway.serve(incoming, self)
-        finally:
-            self._served()
 
     def _served(self) -> None:
         self._call = None
@@ -357,7 +347,7 @@ class Door(asyncio.Protocol):
     def _refuse(self, error: ProxyError) -> None:
         """Answer a request that was not read to its end; the connection cannot go on after."""
         self._keep_alive = False
-        id = (request_id(self._head.fields) if self._head else None) or self._doorway.new_id()
+        id = (self._head.fields.said.id if self._head else None) or self._doorway.new_id()
         status, headers, body = error_answer(error, [(b"x-request-id", id.encode())])
         self.head(status, headers, len(body))
         self.write(body)

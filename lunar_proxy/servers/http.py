@@ -30,7 +30,7 @@ from lunar_proxy.core.errors import (
     ProxyError,
     RequestTimeout,
 )
-from lunar_proxy.core.intake import Incoming, check_path, request_id
+from lunar_proxy.core.intake import Incoming, check_path
 from lunar_proxy.core.model import Fields, Headers
 from lunar_proxy.core.render import error_answer
 from lunar_proxy.relay.client import Client, Source
@@ -129,7 +129,7 @@ class HttpDoor(web.Server):
             response = _response(Answer(*error_answer(error, [])))
         if not response.prepared:  # what was answered here, and not by `serve`
             raw = request.headers.get("x-request-id", "").encode("latin-1", "replace")
-            id = request_id(Fields(((b"x-request-id", raw),))) or self.new_id()
+            id = Fields(((b"x-request-id", raw),)).said.id or self.new_id()
             response.headers.setdefault("x-request-id", id)
         return response
 

@@ -14,11 +14,10 @@ from lunar_proxy.core.intake import (
     fallbacks,
     parse,
     read_call,
-    request_id,
     timeout_s,
     unread_call,
 )
-from lunar_proxy.core.model import Annotate, Call, Fields, Headers, Identity
+from lunar_proxy.core.model import Annotate, Call, Fields, Headers, Identity, Said
 
 CHAT = {"model": "m", "messages": []}
 JSON = (b"content-type", b"application/json")
@@ -75,7 +74,49 @@ def test_a_call_is_what_the_request_says() -> None:
         client="127.0.0.1",
         identity=who,
         own_key=b"sk",
+        by_name=True,
     )
+
+
+GUIDED: dict[str, tuple[Any, ...]] = {
+    "a provider in the body": ({**CHAT, "provider": "openai"},),
+    "fallbacks in the body": ({**CHAT, "fallbacks": ["m"]},),
+    "models in the body": ({**CHAT, "models": ["m"]},),
+    "models in a stream": ({**CHAT, "stream": True, "models": ["m"]},),
+    "a provider in a header": (CHAT, "responses", JSON, (b"x-lunar-provider", b"openai")),
+    "fallbacks in a header": (CHAT, "responses", JSON, (b"x-lunar-fallbacks", b"m")),
+    "another endpoint": (CHAT, "images/generations"),
+}
+
+
+@pytest.mark.parametrize("asked", GUIDED.values(), ids=GUIDED.keys())
+def test_who_may_answer_is_not_always_said_by_the_name_alone(asked: tuple[Any, ...]) -> None:
+    assert not read(*asked).by_name
+    assert read({**CHAT, "stream": True}, "chat/completions").by_name
+
+
+def test_what_the_headers_say_is_read_once() -> None:
+    asides = {
+        b"x-lunar-annotate": b"off",
+        b"x-lunar-timeout-s": b"soon",
+        b"x-lunar-provider": b" openai ",
+        b"x-lunar-fallbacks": b"a,b",
+        b"x-lunar-feedback": b"req_1=0.5",
+        b"x-lunar-debug": b"1",
+        b"content-encoding": b"gzip",
+    }
+    assert Fields(tuple(asides.items())).said == Said(
+        id=None,
+        encoded=True,
+        annotate=b"off",
+        timeout_s=b"soon",
+        provider="openai",
+        fallbacks=b"a,b",
+        feedback=b"req_1=0.5",
+        debug=True,
+        guides=True,
+    )
+    assert Fields((JSON,)).said == Said(id=None, encoded=False)
 
 
 def test_an_unread_call_knows_where_it_was_going() -> None:
@@ -238,8 +279,8 @@ def test_another_annotation_is_refused() -> None:
     ],
 )
 def test_a_clients_id_is_kept_where_it_is_harmless(raw: bytes, kept: bool) -> None:
-    assert request_id(said(x_request_id=raw)) == (raw.decode("latin-1") if kept else None)
-    assert request_id(said()) is None
+    assert said(x_request_id=raw).said.id == (raw.decode("latin-1") if kept else None)
+    assert said().said.id is None
 
 
 @pytest.mark.parametrize(
@@ -282,14 +323,13 @@ def test_fallbacks_are_one_to_five_names(
 
 @pytest.mark.parametrize(("raw", "seconds"), [(b"0.5", 0.5), (b"86400", 86400.0)])
 def test_a_header_limits_the_time_in_all(raw: bytes, seconds: float) -> None:
-    assert timeout_s(said(x_lunar_timeout_s=raw)) == seconds
-    assert timeout_s(said()) is None
+    assert timeout_s(raw) == seconds
 
 
 @pytest.mark.parametrize("raw", [b"0", b"-1", b"86401", b"nan", b"inf", b"soon", b""])
 def test_a_time_that_is_none_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest, match="number of seconds"):
-        timeout_s(said(x_lunar_timeout_s=raw))
+        timeout_s(raw)
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ from lunar_proxy.core.connect import Authority
 from lunar_proxy.core.errors import BudgetExceeded, LimitExceeded, Unauthorized
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Budget, Limits
-from lunar_proxy.core.model import Attempt, Cost, Fields, Target, Usage
+from lunar_proxy.core.model import Attempt, Cost, Fields, Identity, Target, Usage
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.gateway.admission import (
-    ANYBODY,
     ATTACHED,
     USUAL_OUTPUT,
     Caller,
     Callers,
     Limiter,
     Taken,
+    limits_for,
     max_tokens,
 )
 from lunar_proxy.stores.jwt import JwtSettings, JwtVerifier
@@ -118,7 +118,9 @@ def test_where_a_key_is_needed_who_has_none_is_told_and_held_up_in_the_end(
 
 
 def test_who_says_nothing_costs_nothing() -> None:
-    assert callers().of(sent(("content-type", "application/json"))) is ANYBODY
+    known, incoming = callers(), sent(("content-type", "application/json"))
+    assert known.of(incoming) == Caller(None, None)
+    assert known.of(incoming) is known.of(incoming), "it is found out once"
 
 
 async def test_a_token_is_waited_for_once() -> None:
@@ -143,8 +145,11 @@ def later(caller: Caller | Awaitable[Caller]) -> Awaitable[Caller]:
     return caller
 
 
-def test_no_limits_hold_nothing(limiter: Limiter) -> None:
-    assert limiter.take(asking(), Limits(), TARGET, PRICE) is None
+def test_a_caller_is_held_to_its_own_limits_where_it_has_some() -> None:
+    default, own = Limits(requests_per_minute=1), Limits()
+    assert limits_for(None, default) is default
+    assert limits_for(Identity("k", "k"), default) is default
+    assert limits_for(Identity("k", "k", limits=own), default) is own
 
 
 def cost(usd: int) -> Cost:

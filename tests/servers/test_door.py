@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +11,7 @@ from lunar_proxy.core.intake import Incoming
 from lunar_proxy.relay.client import Client
 from lunar_proxy.servers.bounds import MAX_HEAD
 from lunar_proxy.servers.door import Door, Doorway, Head, known, read_head
+from lunar_proxy.tasks import Drive
 
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
 USUAL = LINE + b"Host: a\r\nContent-Length: 12\r\nX-Thing:  b c \r\n"
@@ -108,13 +110,17 @@ def test_does_not_keep_a_head_that_could_grow_beyond_what_is_allowed() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_a_call_that_ends_without_an_answer_leaves_nobody_waiting(begun: bool) -> None:
-    async def serve(_incoming: Incoming, client: Client) -> None:
+    async def half(client: Client, over: Callable[[], None]) -> None:
         if begun:
             client.head(200, [], 5)
             client.write(b"half")
+        over()
+
+    def begin(_incoming: Incoming, client: Client, over: Callable[[], None]) -> Drive:
+        return Drive(half(client, over), name="call")
 
     loop = asyncio.get_running_loop()
-    doorway = Doorway(serve, lambda *_: None, loop.time, 1024, set(), lambda: "r-1")
+    doorway = Doorway(begin, lambda *_: None, loop.time, 1024, set(), lambda: "r-1")
     server = await loop.create_server(lambda: Door(doorway), "127.0.0.1", 0)
     async with server, asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
