@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+import orjson
+
 from .jsonspan import Edit, Member, apply, escapes_letters, insertion, members
 from .model import Cost, Usage
 from .sse import data_spans
 
 _USAGE = b'"usage"'
+_USAGE_OPENS = b'"usage":{'
 _FIELDS = (
     '"input_cost_usd":%s,"output_cost_usd":%s,"cache_input_cost_usd":%s,"total_cost_usd":%s,'
     '"latency_ms":%.3f,"ttft_ms":%s'
@@ -112,11 +115,30 @@ def annotate_json(
 
 def add_to_usage(body: bytes, added: bytes) -> bytes:
     """The same for an answer known to have a top-level `usage` that is a non-empty object."""
+    if body.endswith(b"}}") and _ends_with_usage(body):
+        return b"%b,%b}}" % (body[:-2], added)
     found = only_usage(body)
     if found is None:
         return annotate_json(body, added, None)
     end = found[1] - 1
     return b"".join((body[:end], b",", added, body[end:]))
+
+
+def _ends_with_usage(body: bytes) -> bool:
+    """Whether a non-empty `usage` is the last member of an object that ends with two braces.
+
+    Then it is also the one that counts. An object's text ends in one place only, so what stands
+    between the word and the last brace is that member's value if it is an object by itself; and
+    the last brace closes the outermost object. Parsing it takes half the time of the expression.
+    """
+    before, word, value = body.rpartition(_USAGE_OPENS)
+    # A backslash: the word's first quote is text, and it the end of some longer key.
+    if not word or before.endswith(b"\\"):
+        return False
+    try:
+        return bool(orjson.loads(b"{" + value[:-1]))
+    except orjson.JSONDecodeError:
+        return False
 
 
 def only_usage(data: bytes) -> tuple[int, int] | None:

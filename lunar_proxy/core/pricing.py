@@ -16,8 +16,10 @@ a part is one exact product, and needs no rounding (`_PerToken`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import NamedTuple
 
 from .model import Cost, Usage
@@ -28,6 +30,9 @@ NOTHING = Decimal("0E-10")
 # A dollar a token. Products with the most tokens an answer may have stay within 28 digits.
 DEAREST = Decimal(10**6)
 SECONDS_PER_HOUR = Decimal(3600)
+
+# What a named tuple is made by is a function in Python around this.
+_cost: Callable[[tuple[Decimal, Decimal, Decimal, Decimal]], Cost] = partial(tuple.__new__, Cost)
 
 
 class _PerToken(NamedTuple):
@@ -150,13 +155,17 @@ def _is_plain(usage: Usage) -> bool:
 
 
 def _plainly(usage: Usage, rates: _PerToken) -> Cost:
-    prompt, read = usage.input_tokens, usage.cache_read_tokens
+    prompt, generated, read, *_ = usage
+    input_rate, output_rate, cache_rate, _ = rates
+    output = generated * output_rate
+    if not read:  # as mostly
+        input_ = prompt * input_rate
+        return _cost((input_, output, NOTHING, input_ + output))
     if read > prompt:
         read = prompt
-    input_ = (prompt - read) * rates.input
-    cache_input = read * rates.cache_read
-    output = usage.output_tokens * rates.output
-    return Cost(input_, output, cache_input, input_ + cache_input + output)
+    input_ = (prompt - read) * input_rate
+    cache_input = read * cache_rate
+    return _cost((input_, output, cache_input, input_ + cache_input + output))
 
 
 def _by_the_hour(price: HourlyPrice, duration_s: float) -> Cost:

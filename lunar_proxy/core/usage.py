@@ -18,7 +18,8 @@ good as absent, and a share larger than its whole is cut to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from .model import Usage
 
@@ -33,6 +34,11 @@ _NATIVE_READ, _NATIVE_WRITE, _READ, _WRITE, _REASONING, _AUDIO_IN, _AUDIO_OUT, _
 )
 _ABSENT = -1
 _NOTHING_SAID = (_ABSENT,) * _WHOLES + (0,) * _SHARES
+
+# What a named tuple is made by is a function in Python around this.
+_usage: Callable[[tuple[int, int, int, int, int, int, int, int, bool]], Usage] = partial(
+    tuple.__new__, Usage
+)
 
 # A member's name -> what it counts, or what the members within it count.
 _Names = Mapping[str, "int | _Names"]
@@ -119,7 +125,7 @@ def _plain(raw: dict[str, object]) -> Usage | None:
     read = _only(raw.get("prompt_tokens_details"), "cached_tokens", _IN_DETAILS)
     reasoning = _only(raw.get("completion_tokens_details"), "reasoning_tokens", _OUT_DETAILS)
     if 0 <= read <= prompt <= MAX_TOKENS and 0 <= reasoning <= output <= MAX_TOKENS:
-        return Usage(prompt, output, read, 0, reasoning)
+        return _usage((prompt, output, read, 0, reasoning, 0, 0, 0, False))
     return None
 
 
@@ -129,6 +135,8 @@ def _only(details: object, name: str, others: _Names) -> int:
         return 0
     if type(details) is not dict:
         return _ABSENT
+    if not any(details.values()):  # as mostly, of however many there are
+        return 0
     count = 0
     for said, value in details.items():
         if said == name and type(value) is int:

@@ -105,8 +105,10 @@ class PriceTable:
     def price(self, provider: str, model: str) -> AnyPrice | None:
         """What `model` costs at `provider` now: the operator's price, else the table's own."""
         key = (provider, model)
-        if key in self._lasting:
+        try:
             return self._lasting[key]
+        except KeyError:
+            pass
         price, lasts = self._price_now(provider, model)
         if lasts:
             _remember(self._lasting, key, price)

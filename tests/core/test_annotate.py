@@ -162,6 +162,31 @@ def test_a_usage_known_to_be_there_is_found_without_a_scan(
     assert out.replace(b"," + FIELDS, b"", 1) == body
 
 
+LAST = {
+    "as mostly": b'{"a":{},"usage":{"p":{"q":1}%s}}',
+    "before it one that does not count": b'{"usage":{"p":1},"usage":{"p":2%s}}',
+    "before it one with an escape": b'{"us\\u0061ge":{"p":1},"usage":{"p":2%s}}',
+    "another object is last": b'{"usage":{"p":1%s},"a":{"b":{}}}',
+    "one within it": b'{"usage":{"usage":{"p":1}%s}}',
+    "one within the last": b'{"usage":{"p":1%s},"a":{"usage":{"p":1}}}',
+    "its end is that of another key": b'{"usage":{"p":1%s},"a\\"usage":{"p":1}}',
+    "its word is a text": b'{"usage":{"p":1%s},"a":["usage",{"b":{}}]}',
+    "braces in it are text": b'{"usage":{"p":"}}{"%s}}',
+}
+
+
+@pytest.mark.parametrize("body", LAST.values(), ids=LAST.keys())
+def test_a_usage_at_the_end_gains_members_as_any_other(body: bytes) -> None:
+    assert add_to_usage(body % b"", FIELDS) == body % (b"," + FIELDS)
+    assert annotate_json(body % b"", FIELDS, None) == body % (b"," + FIELDS)
+
+
+@given(st.dictionaries(ODD_TEXT, ODD_USAGE, min_size=1), ODD_TEXT)
+def test_a_usage_at_the_end_is_where_a_scan_finds_it(usage: dict[str, Any], text: str) -> None:
+    body = json.dumps({text: text, "usage": usage}, separators=(",", ":")).encode()
+    assert add_to_usage(body, FIELDS) == annotate_json(body, FIELDS, None)
+
+
 @pytest.mark.parametrize("depth", range(6))
 def test_a_usage_may_be_nested_to_any_depth(depth: int) -> None:
     inner = b'{"b":' * depth + b'"}"' + b"}" * depth

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from lunar_proxy.core.limits import units
+from lunar_proxy.core.model import Usage
+from lunar_proxy.core.pricing import Price, cost
 from lunar_proxy.gateway.books import MOST, Books, Closed
 from lunar_proxy.metrics import Metrics
+from lunar_proxy.stores import entries
+from lunar_proxy.stores.base import HOUR_S
 from lunar_proxy.stores.memory import MemoryStore
 from lunar_proxy.testing import outcome
 
@@ -66,3 +72,16 @@ async def test_a_call_that_reached_nobody_has_no_row_in_the_ledger(desk: Desk) -
     desk.books.add(outcome(target=None, status=404))
     desk.books.enter()
     assert (desk.counted, await desk.spent(), len(desk.lines)) == (1, 0, 1)
+
+
+async def test_calls_of_one_place_and_hour_are_one_row(desk: Desk) -> None:
+    price = Price(input=Decimal("0.15"), output=Decimal("0.6"))
+    usages = [Usage(n, 2 * n, n // 2) for n in range(1, 9)]
+    costs = [cost(usage, price) for usage in usages]
+    happened = [outcome(usage=u, cost=c) for u, c in zip(usages, costs, strict=True)]
+    one, other = entries(
+        [(each, NOON) for each in happened] + [(outcome(priced=False), NOON + HOUR_S)]
+    )
+    assert one[4:] == (8, 36, 72, 16, sum(units(c.total) for c in costs if c), 0)
+    assert other.place == (one.hour + HOUR_S, *one.place[1:])
+    assert other.amounts == (1, 0, 0, 0, 0, 1)
