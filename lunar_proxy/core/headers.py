@@ -142,7 +142,9 @@ def untouched(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def render(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """`name: value` lines, each with its CRLF (RFC 9112 2.1)."""
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    lines = [b": ".join(pair) for pair in headers]
+    lines.append(b"")
+    return b"\r\n".join(lines)
 
 
 def field_value(text: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -99,12 +100,25 @@ def wire(
     """The request line and headers every OpenAI-shaped provider shares."""
     if account.headers:
         lines = _beside(account.headers, call, credential)
+        head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, lines)
     else:
-        lines = b"%bx-request-id: %b\r\n" % (call.fields.once(h.relayed), call.id.encode())
-        if credential is not None:
-            lines += b"%b: %b\r\n" % credential
-    head = b"%b %b HTTP/1.1\r\n%b%b" % (call.method, path, account.head, lines)
-    return UpstreamRequest(account.origin, head, body, secret=key or b"")
+        relayed = call.fields.once(h.relayed)
+        head = _opening(call.method, path, account.head, relayed, credential) + call.id.encode()
+        head += b"\r\n"
+    return UpstreamRequest(account.origin, head, body, key or b"")
+
+
+@lru_cache(maxsize=1024)  # one client asks one provider the same way again and again
+def _opening(
+    method: bytes,
+    path: bytes,
+    static: bytes,
+    relayed: bytes,
+    credential: tuple[bytes, bytes] | None,
+) -> bytes:
+    """All of a request's head but the id that is its last value."""
+    said = b"%b: %b\r\n" % credential if credential is not None else b""
+    return b"%b %b HTTP/1.1\r\n%b%b%bx-request-id: " % (method, path, static, relayed, said)
 
 
 def _beside(configured: Headers, call: Call, credential: tuple[bytes, bytes] | None) -> bytes:

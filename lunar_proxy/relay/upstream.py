@@ -19,7 +19,8 @@ import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple, Protocol, cast
+from functools import lru_cache
+from typing import Protocol, cast
 
 import httptools
 
@@ -58,14 +59,16 @@ BURST = 256 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) .*")
 
 
-class Whole(NamedTuple):
-    status: int
-    headers: Headers
-    body: bytes
+@lru_cache(maxsize=256)
+def _status(line: bytes) -> int:
+    """0: no status line of a final answer in HTTP/1.1."""
+    match = _STATUS_LINE.fullmatch(line)
+    return int(match[1]) if match is not None else 0
 
 
-def read_whole(data: bytes) -> Whole | None:
-    """A keep-alive answer that is all there, with one Content-Length; None: not so, or not sure.
+def read_whole(data: bytes) -> tuple[int, Headers, bytes] | None:
+    """A keep-alive answer that is all there, with one Content-Length: its status, fields and body.
+    None: not so, or not sure.
 
     Most answers that are no streams are that, and so are read in a few steps.
     """
@@ -73,21 +76,20 @@ def read_whole(data: bytes) -> Whole | None:
     if end < 0 or (head := parse(data[:end])) is None:
         return None
     line, headers = head
-    match = _STATUS_LINE.fullmatch(line)
-    if match is None:
-        return None
-    status = int(match[1])
-    framing = dict(headers)
+    status, framing = _status(line), dict(headers)
     length = framing.get(b"content-length", b"")
-    if not length.isdigit() or len(data) - end - 4 != int(length) or status in (204, 304):
+    if not status or not length.isdigit() or len(data) - end - 4 != int(length):
         return None
-    if b"transfer-encoding" in framing or b"upgrade" in framing:
+    if status == 204 or status == 304 or not _UNUSUAL.isdisjoint(framing):
         return None
     if framing.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     if len(framing) != len(headers) and [name for name, _ in headers].count(b"content-length") > 1:
         return None
-    return Whole(status, headers, data[end + 4 :])
+    return status, headers, data[end + 4 :]
+
+
+_UNUSUAL = frozenset({b"transfer-encoding", b"upgrade"})
 
 
 class Stale(NoAnswer):
@@ -262,7 +264,9 @@ class Connection(asyncio.Protocol):
             return
         fresh, self.answered = not self.answered, True
         if fresh and not self._no_body and (whole := read_whole(data)) is not None:
-            self._take(whole)
+            receiver, self._receiver = self._receiver, None
+            self._free(reusable=True)
+            receiver.at_once(*whole)
             return
         if self._head and not self._informational:
             self._head_size += len(data)
@@ -300,12 +304,6 @@ class Connection(asyncio.Protocol):
         self._parts.clear()
         if data and self._receiver is not None:
             self._receiver.body(data)
-
-    def _take(self, whole: Whole) -> None:
-        receiver, self._receiver = self._receiver, None
-        assert receiver is not None
-        self._free(reusable=True)
-        receiver.at_once(*whole)
 
     def eof_received(self) -> bool:
         return False  # the transport closes itself; connection_lost tells the rest

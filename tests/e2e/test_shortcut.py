@@ -31,6 +31,7 @@ from lunar_proxy.testing import (
 )
 
 from .harness import (
+    PATIENCE_S,
     Answer,
     Proxy,
     Stage,
@@ -188,4 +189,4 @@ def test_a_shutdown_lets_it_end(tmp_path: Path, stage: Stage) -> None:
             eventually(lambda: len(stage.requests) == 2)
             short_lived.signal(signal.SIGTERM)
             assert answer_on(client).status == 200
-        assert short_lived.stop() == 0
+        assert short_lived.process.wait(PATIENCE_S) == 0

@@ -69,8 +69,9 @@ def test_reads_a_plain_answer_at_once(data: bytes) -> None:
     whole = read_whole(data)
     assert whole is not None
     head, _, body = data.partition(b"\r\n\r\n")
-    assert (whole.status, whole.body) == (int(head.split(b" ")[1]), body)
-    assert len(whole.headers) == head.count(b"\r\n")
+    status, headers, read = whole
+    assert (status, read) == (int(head.split(b" ")[1]), body)
+    assert len(headers) == head.count(b"\r\n")
 
 
 UNSURE = {
