@@ -1,8 +1,9 @@
 """Where decisions meet stores.
 
 `runtime` compiles a config; `admission` tells who calls and reserves room, `tokens` makes what
-checks a JWT; `gateway` is the life of a request, `books` what is written down of it; `views` are
-the documents about models, providers and prices.
+checks a JWT; `gateway` is the life of a request, `ticket` what goes with it, `books` what is
+written down of it; `shortcut` carries a plain call as long as all is well, and hands it to
+`relay.carry` when it is not; `views` are the documents about models, providers and prices.
 
 `planner` says where a call may go. Where that leaves the model to us, `decider` loads the router
 and decides, `choices` finds what it may choose among, `router` makes a plan of its decision,

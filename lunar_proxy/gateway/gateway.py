@@ -1,7 +1,7 @@
 """Where decisions meet stores: admit a call, carry it, settle it.
 
-serve     the life of one request, whatever became of it
-admit     who, whether, and to whom: -> Carrier, ready to run
+serve     the life of one request, whatever became of it; `begin` is the same for the fast door
+admit     who, whether, and to whom: -> Way, for a Carrier or a Shortcut
 settle    limits, and an entry in the books: -> nothing is left open
 
 Most calls are admitted without waiting for anything, so what admits them are plain functions; what

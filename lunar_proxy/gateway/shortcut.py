@@ -122,8 +122,10 @@ class Shortcut:
                 reply.at_once(status, headers, body)
             return
         self._way.engine.watch.discard(self)
-        self._tell(headers, told, answered_at)
-        self._settle(meter, answered_at)
+        try:
+            self._tell(headers, told, answered_at)
+        finally:  # whatever a client does with it
+            self._settle(meter, answered_at)
 
     def head(self, status: int, headers: Headers) -> None:
         if (reply := self._turn_back(self._line)) is not None:

@@ -13,5 +13,7 @@
     engine    the nouns these share; `fetch` reads a small document, such as a JWKS
 
 A call goes `Carrier.run -> Trial.run -> Connection.ask`, the answer comes back
-`Connection -> Reply -> Client`, and only the end of it wakes the carrier again.
+`Connection -> Reply -> Client`, and only the end of it wakes the carrier again. A plain call that
+finds an open connection may have been asked before (`gateway.shortcut`): its carrier then begins
+with the answer to that.
 """
