@@ -12,8 +12,8 @@ question that was put as its first attempt, and the rules are in one place, ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import orjson
 
@@ -21,7 +21,8 @@ from lunar_proxy.core import annotate
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.errors import ProxyError
 from lunar_proxy.core.model import Annotate, Attempt, Headers, Outcome
-from lunar_proxy.relay.carry import answered_by, head_for
+from lunar_proxy.relay.carry import Carrier, answered_by, head_for
+from lunar_proxy.relay.client import Client
 from lunar_proxy.relay.engine import Asked, Line
 from lunar_proxy.relay.health import Health
 from lunar_proxy.relay.meter import Meter
@@ -30,9 +31,6 @@ from lunar_proxy.relay.trial import request_to
 from lunar_proxy.tasks import Drive
 
 from .ticket import Ticket, Way
-
-if TYPE_CHECKING:
-    from .gateway import Gateway
 
 # Legacy completions may have to be translated, and /v1/router is no question to a provider.
 _ENDPOINTS = frozenset({"chat/completions", "responses", "embeddings"})
@@ -56,6 +54,20 @@ def is_plain(way: Way, health: Health) -> bool:
     )
 
 
+class Host(Protocol):
+    """What the shortcut needs of the gateway."""
+
+    def carrier(self, ticket: Ticket, way: Way, asked: Asked | None) -> Carrier: ...
+
+    def carry(self, ticket: Ticket, client: Client) -> Coroutine[Any, Any, None]: ...
+
+    def limit_headers(self, ticket: Ticket) -> Headers: ...
+
+    def close(self, ticket: Ticket, outcome: Outcome) -> None: ...
+
+    def leave(self) -> None: ...
+
+
 class Shortcut:
     """One plain call under way: what its door can cancel, and the `Receiver` of its answer."""
 
@@ -71,9 +83,7 @@ class Shortcut:
         "_way",
     )
 
-    def __init__(
-        self, gateway: Gateway, ticket: Ticket, way: Way, over: Callable[[], None]
-    ) -> None:
+    def __init__(self, gateway: Host, ticket: Ticket, way: Way, over: Callable[[], None]) -> None:
         self._gateway = gateway
         self._ticket = ticket
         self._way = way
