@@ -61,6 +61,7 @@ async def decisions(place: str, count: int) -> None:
         alone, whole = list[float](), list[float]()
         for number in range(count):
             prompt = text(length, number)
+            await asyncio.sleep(0)  # a request has a turn of the loop of its own
             alone.append(timed(partial(encoder.encode, prompt)))
             began = time.perf_counter()
             router.decide(await embedder.embed(prompt), surface(prompt), pool)

@@ -1,7 +1,8 @@
 """Embedding off the event loop, with a memory of what was embedded lately.
 
-The loop never waits for the encoder: `onnxruntime` drops the GIL while it computes, in a thread
-pool of our own. Two requests for the same text share one computation.
+The loop never waits for a network: `onnxruntime` drops the GIL while it computes, in a thread
+pool of our own. Two requests for the same text share one computation. A table of token vectors is
+read on the loop, in less time than the way to a thread and back; one text a turn.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Embedder:
         self._running: dict[bytes, asyncio.Future[Vector]] = {}
         self._loading: asyncio.Future[Encodes] | None = None
         self._encoder: Encodes | None = None
+        self._read_here = False
 
     @property
     def id(self) -> EmbedderId | None:
@@ -75,23 +77,35 @@ class Embedder:
         key = _key(text)
         if key not in self._running:
             await self.start()
+        assert self._encoder is not None
+        if self._encoder.quick and not self._read_here:
+            # Once a turn of the loop: many at a time would hold it up.
+            self._read_here = True
+            asyncio.get_running_loop().call_soon(self._turned)
+            vector = self._encoder.encode(text)
+            self._keep(key, vector)
+            return vector
         if (running := self._running.get(key)) is None:
-            running = self._submit(key, crop(text))
+            running = self._submit(self._encoder, key, crop(text))
         return await asyncio.shield(running)
 
-    def _submit(self, key: bytes, text: str) -> asyncio.Future[Vector]:
-        assert self._encoder is not None
+    def _submit(self, encoder: Encodes, key: bytes, text: str) -> asyncio.Future[Vector]:
         loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._pool, self._encoder.encode, text)
+        running = loop.run_in_executor(self._pool, encoder.encode, text)
         self._running[key] = running
         running.add_done_callback(lambda done: self._done(key, done))
         return running
 
     def _done(self, key: bytes, done: asyncio.Future[Vector]) -> None:
         del self._running[key]
-        if done.cancelled() or done.exception() is not None:
-            return
-        self._cache[key] = done.result()
+        if not done.cancelled() and done.exception() is None:
+            self._keep(key, done.result())
+
+    def _turned(self) -> None:
+        self._read_here = False
+
+    def _keep(self, key: bytes, vector: Vector) -> None:
+        self._cache[key] = vector
         while len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
 

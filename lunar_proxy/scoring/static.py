@@ -38,6 +38,8 @@ TABLE = "table.npz"
 
 
 class StaticEncoder:
+    quick = True
+
     def __init__(self, directory: Path) -> None:
         manifest = read_manifest(directory)
         self._tokenizer = load_tokenizer(directory, manifest.tokens)

@@ -16,7 +16,7 @@ import pytest
 from lunar_proxy.scoring.embedder import NICER, Embedder, give_way
 from lunar_proxy.scoring.encoder import Encoder
 from lunar_proxy.scoring.errors import BadFile, Mismatch
-from lunar_proxy.scoring.router import DEFAULT_EMBEDDER
+from lunar_proxy.scoring.router import DEFAULT_EMBEDDER, SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ async def embedder() -> AsyncIterator[Embedder]:
 
 def test_names_itself(encoder: Encoder) -> None:
     assert encoder.id.name == "all-MiniLM-L6-v2-int8"
-    assert (encoder.id.dimension, encoder.id.tokens) == (384, 128)
-    assert encoder.id.sha256.startswith("1fd79235")
+    assert (encoder.id.dimension, encoder.id.tokens) == (384, 104)
+    assert encoder.id.sha256.startswith("a62e3dfb")
 
 
 @pytest.mark.parametrize("text", ["", "hi", "naïve 你好 \ud800", "word " * 5000, "\x00\n\t"])
@@ -53,9 +53,22 @@ def test_texts_of_like_meaning_are_near(encoder: Encoder) -> None:
     assert cat @ kitten > cat @ loan + 0.2
 
 
-def test_reads_128_tokens_and_no_more(encoder: Encoder) -> None:
-    start = "one " * 126
+def test_reads_104_tokens_and_no_more(encoder: Encoder) -> None:
+    start = "one " * 102
     assert np.array_equal(encoder.encode(start + "zebra"), encoder.encode(start + "theorem"))
+
+
+async def test_a_table_is_read_on_the_loop_and_remembered_too() -> None:
+    embedder = Embedder(SHIPPED["static"].embedder, cache_entries=1)
+    await embedder.start()
+    asking = embedder.embed("hello")
+    with pytest.raises(StopIteration) as done:  # no await: nothing was handed to a thread
+        asking.send(None)
+    assert embedder.cached("hello") is done.value.value
+    # One a turn of the loop: the others go to the thread, so that the loop is not held up.
+    await asyncio.gather(embedder.embed("another"), embedder.embed("more"))
+    assert embedder.cached("hello") is None
+    embedder.close()
 
 
 async def test_the_same_text_is_computed_once(embedder: Embedder) -> None:
