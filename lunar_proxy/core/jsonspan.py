@@ -43,8 +43,8 @@ _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[ \t\n\r,}\]]|\Z")
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_HOPS = 32
-# A long text of few strings, as prose in a prompt, is scanned in fewer hops than it takes to look
-# through it for one word.
+# A long text of few strings, as prose in a prompt, takes longer to look through for a word than to
+# hop through from quote to quote.
 _LONG, _FEW_QUOTES = 8 * 1024, 100
 _OPENING = b"{["
 _QUOTE, _BACKSLASH, _BRACE, _CLOSING_BRACE = b'"\\{}'
@@ -178,9 +178,7 @@ def name_model(body: bytes, model: str) -> bytes:
 def _rewrite_quickly(
     body: bytes, model: str | None, ask_usage: bool, doc: Mapping[str, Any]
 ) -> bytes | None:
-    """None when it takes a scan to know where things stand, or when that is quicker."""
-    if len(body) > _LONG and at_most(body, b'"', _FEW_QUOTES):
-        return None
+    """None when it takes a scan to know where things stand."""
     edits = []
     if ask_usage:
         if "stream_options" in doc:
@@ -203,9 +201,22 @@ def _only_model(body: bytes) -> re.Match[bytes] | None:
     inside strings has its quotes escaped. A value with an escape is left to the scan.
     """
     key = body.find(b'"model"')
-    if body.find(b'"model"', key + 1) >= 0 or escapes_letters(body):
+    if key < 0 or _is_there(b'"model"', body, key + 1) or escapes_letters(body):
         return None
-    return _MODEL.match(body, key) if key >= 0 else None
+    return _MODEL.match(body, key)
+
+
+def _is_there(quoted: bytes, body: bytes, pos: int) -> bool:
+    """Whether the quoted word stands at or behind `pos`."""
+    if len(body) > _LONG:
+        for _ in range(_FEW_QUOTES):
+            pos = body.find(b'"', pos)
+            if pos < 0:
+                return False
+            if body.startswith(quoted, pos):
+                return True
+            pos += 1
+    return body.find(quoted, pos) >= 0
 
 
 def _ask_usage(body: bytes, kept: Sequence[Member]) -> list[Edit]:

@@ -190,13 +190,26 @@ REWRITES: dict[str, tuple[bytes, bytes]] = {
 }
 
 
+# How a long body is looked through depends on how many strings it has.
+PADDING = {
+    "short": b'""',
+    "prose": b'"%b"' % (b"x " * 6000),
+    "strings": b"[%b]" % b",".join([b'"x"'] * 3000),
+}
+
+
+@pytest.mark.parametrize("padding", PADDING.values(), ids=PADDING.keys())
 @pytest.mark.parametrize("with_doc", [False, True])
 @pytest.mark.parametrize(("body", "expected"), REWRITES.values(), ids=REWRITES.keys())
 def test_every_model_is_replaced_and_nothing_else(
-    body: bytes, expected: bytes, with_doc: bool
+    body: bytes, expected: bytes, with_doc: bool, padding: bytes
 ) -> None:
-    doc = json.loads(body) if with_doc else None
-    assert rewrite_request(body, model="NEW", doc=doc) == expected
+    def padded(text: bytes) -> bytes:
+        return b'{"head":%b,%b,"tail":%b}' % (padding, text[1:-1], padding)
+
+    for sent, wanted in [(body, expected), (padded(body), padded(expected))]:
+        doc = json.loads(sent) if with_doc else None
+        assert rewrite_request(sent, model="NEW", doc=doc) == wanted
 
 
 DROPS: dict[str, tuple[bytes, bytes]] = {
