@@ -55,7 +55,7 @@ def fields(made: UpstreamRequest) -> list[bytes]:
     return lines
 
 
-def test_headers_are_ours_then_the_clients_and_end_with_the_key() -> None:
+def test_headers_are_ours_then_the_clients_the_key_and_the_id() -> None:
     sent = ((b"content-type", b"application/json"), (b"authorization", b"Bearer pk"), (b"a", b"1"))
     made = request(headers=sent, id="r-7")
     assert fields(made) == [
@@ -63,8 +63,8 @@ def test_headers_are_ours_then_the_clients_and_end_with_the_key() -> None:
         b"accept-encoding: identity",
         b"content-type: application/json",
         b"a: 1",
-        b"x-request-id: r-7",
         b"authorization: Bearer sk-1",
+        b"x-request-id: r-7",
     ]
     assert made.secret == b"sk-1"
 
