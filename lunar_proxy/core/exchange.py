@@ -72,14 +72,14 @@ class Rules:
 class Exchange:
     """One call's walk along its plan.
 
-    `keys` gives the places of a target's keys in the order to try them, never none (None: no target
-    has several); `window` its context window in tokens, where that is known.
+    `keys` gives the places of a target's keys in the order to try them, never none; `window` its
+    context window in tokens, where that is known.
     """
 
     plan: Sequence[Target]
     rules: Rules
     deadline: float  # monotonic seconds; over the whole chain
-    keys: Callable[[Target], Sequence[int]] | None = None
+    keys: Callable[[Target], Sequence[int]] = lambda _target: ONE_PLACE
     window: Callable[[Target], int | None] = lambda _target: None
     committed: bool = field(init=False, default=False)
     index: int = field(init=False, default=0)
@@ -141,18 +141,14 @@ class Exchange:
             return Refuse(self._out_of_time())
         # What every call does, so without `_go_to` and `_ask`.
         target = self.plan[self.index]
-        self.tries = 1
-        if self.keys is not None:
-            self._keys = self.keys(target)
+        self.tries, self._keys = 1, self.keys(target)
         return Send(target, self.index, 0.0, self._keys[0])
 
     def _ask(self, delay_s: float = 0.0) -> Send:
         return Send(self.plan[self.index], self.index, delay_s, self._keys[0])
 
     def _go_to(self, index: int) -> None:
-        self.index, self.tries = index, 1
-        if self.keys is not None:
-            self._keys = self.keys(self.plan[index])
+        self.index, self.tries, self._keys = index, 1, self.keys(self.plan[index])
 
     def _next(self, now: float) -> Step:
         if self.index + 1 >= len(self.plan):

@@ -404,11 +404,10 @@ class Gateway:
         self.close(ticket, outcome)
         if ticket.routed is not None:
             self._remember(ticket.routed, outcome)
-        if error is not None and isinstance(error, LimitExceeded):
+        if isinstance(error, LimitExceeded):
             self.ports.metrics.rate_limited(error.limit)
-        if ticket.carrier is not None and ticket.carrier.skipped:
-            for source, to in ticket.carrier.skipped:
-                self.ports.metrics.fallback(source, to, "breaker_open")
+        for source, to in ticket.carrier.skipped if ticket.carrier is not None else ():
+            self.ports.metrics.fallback(source, to, "breaker_open")
         return outcome
 
     def close(self, ticket: Ticket, outcome: Outcome) -> None:
