@@ -320,9 +320,10 @@ def test_a_long_prompt_keeps_every_byte(text: str, asks: bool) -> None:
     assert same is body
 
 
-@pytest.mark.parametrize("size", [10, 100_000])
-@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 10])
-def test_counts_no_further_than_it_needs(size: int, count: int) -> None:
+@pytest.mark.parametrize("size", [30, 4_000, 100_000])
+@pytest.mark.parametrize("limit", [0, 6, 20])
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 10, 20, 21, 30])
+def test_counts_no_further_than_it_needs(size: int, limit: int, count: int) -> None:
     body = b"{" * count + b"x" * (size - count)
-    assert at_most(body, b"{", 6) is (count <= 6)
-    assert at_most(body[::-1], b"{", 6) is (count <= 6)
+    assert at_most(body, b"{", limit) is (count <= limit)
+    assert at_most(body[::-1], b"{", limit) is (count <= limit)
