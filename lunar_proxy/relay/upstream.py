@@ -34,7 +34,7 @@ from lunar_proxy.core.errors import (
     StreamBroken,
     TlsFailed,
 )
-from lunar_proxy.core.headers import parse
+from lunar_proxy.core.headers import parse_answer
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest
 from lunar_proxy.tasks import in_task
@@ -73,7 +73,7 @@ def read_whole(data: bytes) -> tuple[int, Headers, bytes] | None:
     Most answers that are no streams are that, and so are read in a few steps.
     """
     end = data.find(b"\r\n\r\n")
-    if end < 0 or (head := parse(data[:end])) is None:
+    if end < 0 or (head := parse_answer(data[:end])) is None:
         return None
     line, headers = head
     status, framing = _status(line), dict(headers)

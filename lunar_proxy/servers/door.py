@@ -22,7 +22,7 @@ from typing import Protocol, cast
 
 from lunar_proxy.core.attachment import Attachment
 from lunar_proxy.core.errors import ProxyError, RequestTimeout
-from lunar_proxy.core.headers import FIELD_LINE, read, render
+from lunar_proxy.core.headers import parse, render
 from lunar_proxy.core.intake import JSON_ENDPOINTS, Incoming
 from lunar_proxy.core.model import Fields, Headers, noun
 from lunar_proxy.core.render import error_answer
@@ -40,8 +40,7 @@ from .bounds import (
 )
 
 FAST_PATHS = frozenset(f"/v1/{name}".encode() for name in JSON_ENDPOINTS)
-# The whole of a head this door takes.
-HEAD = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1\r\n((?:%b)++)" % FIELD_LINE)
+REQUEST_LINE = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1")
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 # More digits are no length of anything.
 MAX_DIGITS = 12
@@ -61,10 +60,13 @@ class Head:
 
 def read_head(head: bytes) -> Head | None:
     """A head of the strict common case, up to and with its last CRLF; None: not for this door."""
-    match = HEAD.fullmatch(head)
+    parsed = parse(head[:-2])
+    if parsed is None:
+        return None
+    line, headers = parsed
+    match = REQUEST_LINE.fullmatch(line)
     if match is None or match[1] not in FAST_PATHS:
         return None
-    headers = read(match[2])
     fields = Fields(headers)
     length = fields.get(b"content-length", b"")
     if not length.isdigit() or len(length) > MAX_DIGITS or not UNUSUAL.isdisjoint(fields.first):
