@@ -53,7 +53,7 @@ def parse_answer(head: bytes) -> tuple[bytes, Headers] | None:
     Not for requests, whose credentials nobody should keep.
     """
     start, *lines = head.split(b"\r\n")
-    if start.translate(None, _TEXT):
+    if not _remembered_text(start):
         return None
     return _with_fields(start, map(_text_field, lines))
 
@@ -88,6 +88,11 @@ def _checked_field(line: bytes) -> tuple[bytes, bytes] | None:
 
 
 _remembered = lru_cache(maxsize=1024)(_checked_field)
+
+
+@lru_cache(maxsize=256)
+def _remembered_text(line: bytes) -> bool:
+    return not line.translate(None, _TEXT)
 
 
 @lru_cache(maxsize=1024)  # the same few names in every head
