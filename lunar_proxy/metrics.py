@@ -22,7 +22,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,16 +168,6 @@ class _Count:
         return self.value
 
 
-@dataclass(slots=True)
-class _Money:
-    """Added up as it comes; whole units are made of the sum, not of each."""
-
-    usd: Decimal = Decimal(0)
-
-    def read(self) -> int:
-        return int(self.usd.scaleb(_COST_DIGITS))
-
-
 class _Histogram:
     """`observe` notes a value, `count` puts all that were noted into their buckets."""
 
@@ -216,7 +205,7 @@ class _Series:
     """Where the numbers of one kind of call go: looked up once, then only added to."""
 
     requests: _Count
-    cost: _Money
+    cost: _Count
     duration: _Histogram
     first_token: _Histogram
     per_token: _Histogram
@@ -235,7 +224,7 @@ class Metrics:
         self.store_degraded = False
         self._known = known
         self._version = version
-        self._numbers: dict[str, dict[Labels, _Count | _Money | _Histogram]]
+        self._numbers: dict[str, dict[Labels, _Count | _Histogram]]
         self._numbers = {name: {} for name in FAMILIES}
         self._histograms: list[_Histogram] = []
         self._uncounted = 0
@@ -272,7 +261,7 @@ class Metrics:
                     self._count("lunar_unpriced_requests_total", (target.provider,)).value += 1
             if cost is not None:
                 spent = cost.total
-                series.cost.usd += spent
+                series.cost.value += spent
                 if call.identity is not None:
                     self._charge(call.identity, spent)
         if gone is not None:
@@ -372,13 +361,13 @@ class Metrics:
 
     def _charge_attempt(self, outcome: Outcome, attempt: Attempt, cost: Cost) -> None:
         labels = (attempt.target.provider, self._model(attempt.target.model))
-        self._money("lunar_cost_usd_total", labels).usd += cost.total
+        self._count("lunar_cost_usd_total", labels).value += cost.total
         if outcome.call.identity is not None:
             self._charge(outcome.call.identity, cost.total)
 
-    def _charge(self, identity: Identity, spent: Decimal) -> None:
+    def _charge(self, identity: Identity, spent: int) -> None:
         labels = (self._bounded("key", identity.name),)
-        self._money("lunar_cost_usd_by_key_total", labels).usd += spent
+        self._count("lunar_cost_usd_by_key_total", labels).value += spent
 
     def _series_of(self, outcome: Outcome, kind: tuple[object, ...]) -> _Series:
         """Remembered under `kind` where that is all short names: some are a client's to choose."""
@@ -406,7 +395,7 @@ class Metrics:
         gen_ai = (operation, PROVIDER_NAMES.get(provider, provider), model, error)
         return _Series(
             requests=self._count("lunar_requests_total", request),
-            cost=self._money("lunar_cost_usd_total", (provider, model)),
+            cost=self._count("lunar_cost_usd_total", (provider, model)),
             duration=self._histogram("gen_ai_client_operation_duration_seconds", gen_ai),
             first_token=self._histogram("gen_ai_server_time_to_first_token_seconds", gen_ai),
             per_token=self._histogram("gen_ai_server_time_per_output_token_seconds", gen_ai),
@@ -425,13 +414,6 @@ class Metrics:
         if number is None:
             number = self._numbers[name][labels] = _Count()
         assert isinstance(number, _Count)
-        return number
-
-    def _money(self, name: str, labels: Labels) -> _Money:
-        number = self._numbers[name].get(labels)
-        if number is None:
-            number = self._numbers[name][labels] = _Money()
-        assert isinstance(number, _Money)
         return number
 
     def _histogram(self, name: str, labels: Labels) -> _Histogram:

@@ -77,7 +77,7 @@ ASKED = call(doc={"model": "openai/gpt-4o", "max_tokens": 500}, body=b"{" + b" "
 USED: Outcome = outcome(
     call=ASKED,
     usage=Usage(input_tokens=200, output_tokens=120),
-    cost=Cost(Decimal("0.0005000000"), Decimal("0.0012000000"), Decimal(0), Decimal("0.0017")),
+    cost=Cost(5_000_000, 12_000_000, 0, 17_000_000),
 )
 
 

@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Phase, Target, Usage
+from lunar_proxy.core.money import units
 from lunar_proxy.metrics import (
     ENDPOINTS,
     FAMILIES,
@@ -38,7 +39,7 @@ def fresh() -> Metrics:
 
 
 def usd(total: str) -> Cost:
-    return Cost(None, None, None, Decimal(total))
+    return Cost(None, None, None, units(Decimal(total)))
 
 
 def read(text: str, parse: Any = parse_text) -> Samples:
@@ -218,15 +219,15 @@ def test_what_is_not_known_is_not_reported() -> None:
 
 
 @given(st.lists(st.integers(0, 10**12), max_size=30))
-def test_money_adds_up_to_the_last_digit(units: list[int]) -> None:
+def test_money_adds_up_to_the_last_digit(spent: list[int]) -> None:
     metrics = fresh()
-    for each in units:
-        metrics.observe(outcome(cost=Cost(None, None, None, Decimal(each).scaleb(-10))))
+    for each in spent:
+        metrics.observe(outcome(cost=Cost(None, None, None, each)))
     rows = metrics.snapshot()["lunar_cost_usd_total"]
-    assert [number for _, number in rows] == ([sum(units)] if units else [])
-    if sum(units):
+    assert [number for _, number in rows] == ([sum(spent)] if spent else [])
+    if sum(spent):
         rendered = scrape(metrics)[at("lunar_cost_usd_total", provider="openai", model="gpt-4o")]
-        assert rendered == float(Decimal(sum(units)).scaleb(-10))
+        assert rendered == float(Decimal(sum(spent)).scaleb(-10))
 
 
 def test_cost_is_charged_to_who_answered_and_who_asked() -> None:

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 
 import orjson
 
+from .figures import INEXACT, decimal, dollars, milliseconds
 from .jsonspan import Edit, Member, apply, escapes_letters, insertion, members
 from .model import Cost, Usage
 from .sse import data_spans
 
 _USAGE = b'"usage"'
 _USAGE_OPENS = b'"usage":{'
-_FIELDS = (
-    '"input_cost_usd":%s,"output_cost_usd":%s,"cache_input_cost_usd":%s,"total_cost_usd":%s,'
-    '"latency_ms":%.3f,"ttft_ms":%s'
-)
-
 # An object whose strings have no escapes and which is three deep at most, as every provider's
 # usage is. Possessive, so that it takes linear time on any text.
 _NO_OBJECT = rb'[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+'
@@ -33,13 +28,36 @@ _USAGE_OBJECT = re.compile(rb"\{%b(?:%b%b)*+\}" % (_NO_OBJECT, _NESTED, _NO_OBJE
 
 def usage_members(usage: Usage, cost: Cost | None, latency_s: float, ttft_s: float | None) -> bytes:
     """The members `usage` gains, without braces. No cost: the price is not known."""
-    if cost is None:
-        spent = "null", "null", "null", "null"
-    else:
-        spent = money(cost.input), money(cost.output), money(cost.cache_input), money(cost.total)
-    first = "null" if ttft_s is None else f"{ttft_s * 1000:.3f}"
-    text = _FIELDS % (*spent, latency_s * 1000, first)
-    return (text + ',"estimated":true' if usage.estimated else text).encode()
+    spent = _UNKNOWN if cost is None else cost
+    times = milliseconds(latency_s), None if ttft_s is None else milliseconds(ttft_s)
+    amounts = [None if units is None else dollars(units) for units in spent]
+    text = orjson.dumps(_members(usage, amounts, times))
+    # Small amounts would have an exponent, which not everyone reads who reads a decimal.
+    if b"e-" in text or (cost is not None and cost.total >= INEXACT):
+        exact = [None if units is None else orjson.Fragment(decimal(units)) for units in spent]
+        text = orjson.dumps(_members(usage, exact, times))
+    return text[1:-1]
+
+
+_UNKNOWN = (None, None, None, None)
+
+
+def _members(
+    usage: Usage, spent: Sequence[object], times: tuple[float, float | None]
+) -> dict[str, object]:
+    input_, output, cache_input, total = spent
+    latency_ms, ttft_ms = times
+    found: dict[str, object] = {
+        "input_cost_usd": input_,
+        "output_cost_usd": output,
+        "cache_input_cost_usd": cache_input,
+        "total_cost_usd": total,
+        "latency_ms": latency_ms,
+        "ttft_ms": ttft_ms,
+    }
+    if usage.estimated:
+        found["estimated"] = True
+    return found
 
 
 def token_members(usage: Usage, *, responses: bool = False) -> bytes:
@@ -56,24 +74,6 @@ def token_members(usage: Usage, *, responses: bool = False) -> bytes:
 def usage_object(usage: Usage, added: bytes, *, responses: bool = False) -> bytes:
     """A whole `usage`, for an answer whose provider gave none."""
     return b"{" + token_members(usage, responses=responses) + b"," + added + b"}"
-
-
-def money(amount: Decimal | None) -> str:
-    """A JSON number with the decimals the amount has, never an exponent; null: not known.
-
-    An amount has ten decimals at most, as every part of a `Cost`.
-    """
-    if amount is None:
-        return "null"
-    if not amount:
-        return "0.0"
-    digits = str(amount)  # a third of the time of the format that never has an exponent
-    if "E" in digits:
-        digits = f"{amount:f}"
-    if "." not in digits:
-        return digits + ".0"
-    digits = digits.rstrip("0")
-    return digits + "0" if digits[-1] == "." else digits
 
 
 def splice_usage(
@@ -148,7 +148,7 @@ def only_usage(data: bytes) -> tuple[int, int] | None:
     a string its quotes would be escaped. So the rest of the text need not be looked at.
     """
     key = data.rfind(_USAGE)
-    if key < 0 or escapes_letters(data) or data.find(_USAGE, 0, key) >= 0:
+    if key < 0 or escapes_letters(data) or data.find(_USAGE) != key:
         return None
     value = data.find(b"{", key)
     known = _USAGE_OBJECT.match(data, value) if value > 0 else None
@@ -161,7 +161,7 @@ def summary_headers(usage: Usage, cost: Cost | None, added: bytes) -> list[tuple
     """What `annotate: headers` says: the cost, left out when not known, and the usage as JSON."""
     headers = [("x-lunar-usage", usage_object(usage, added).decode())]
     if cost is not None:
-        headers.insert(0, ("x-lunar-cost-usd", money(cost.total)))
+        headers.insert(0, ("x-lunar-cost-usd", decimal(cost.total)))
     return headers
 
 

@@ -30,15 +30,12 @@ from typing import Literal, NamedTuple
 
 from .errors import BudgetExceeded, LimitExceeded
 from .model import Headers
+from .money import UNITS_PER_USD
 
 Per = Literal["hour", "day", "month", "total"]
 Name = Literal["requests", "tokens", "concurrent", "budget"]  # label of lunar_rate_limited_total
 
 MINUTE_MS = 60_000
-
-# Money is counted in ten-billionths of a dollar: the 10 decimals that clients are told.
-UNITS_PER_USD = 10**10
-_UNITS_PER_USD = Decimal(UNITS_PER_USD)  # made once: an int is converted at each product
 
 # When a slot or a held reservation comes free depends on calls in flight, so the wait is a guess.
 RELEASE_WAIT_S = 1.0
@@ -55,12 +52,9 @@ MAX_TOKENS = 10**10
 MAX_UNITS = 10**15  # 100 000 USD
 
 
-def units(usd: Decimal | None) -> int:
-    """Dollars of one call as whole units, rounded up; unknown is 0."""
-    if usd is None:
-        return 0
-    whole = math.ceil(usd * _UNITS_PER_USD)
-    return whole if whole < MAX_UNITS else MAX_UNITS
+def bounded(units: int | None) -> int:
+    """What one call costs, and no more than any does; unknown is 0."""
+    return 0 if units is None else min(units, MAX_UNITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +88,15 @@ class Limits:
 
 class Ask(NamedTuple):
     """The worst case of one call: tokens of the prompt plus max_tokens, and what they cost in
-    units, neither above its most (`Ask.of`).
+    units (`core.money`), neither above its most (`Ask.of`).
     """
 
     tokens: int = 0
     units: int = 0
 
     @classmethod
-    def of(cls, tokens: int = 0, usd: Decimal | None = None) -> Ask:
-        return cls(min(tokens, MAX_TOKENS), units(usd))
+    def of(cls, tokens: int = 0, units: int | None = None) -> Ask:
+        return cls(min(tokens, MAX_TOKENS), bounded(units))
 
 
 NOTHING = Ask()
@@ -245,11 +239,11 @@ def hold(state: State, ask: Ask, *, requests: int = 0) -> State:
 
 
 def settle(
-    state: State, limits: Limits, ask: Ask, tokens: int, usd: Decimal | None, now: float
+    state: State, limits: Limits, ask: Ask, tokens: int, cost: int | None, now: float
 ) -> State:
     """The call is over: what it held is given back, and what it used is paid."""
     at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = charge(
-        state, limits, tokens, usd, now
+        state, limits, tokens, cost, now
     )
     calls = max(0, calls - 1)
     held_tokens = max(0, held_tokens - ask.tokens)
@@ -257,13 +251,16 @@ def settle(
     return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 
-def charge(state: State, limits: Limits, tokens: int, usd: Decimal | None, now: float) -> State:
-    """Pay for real use, which may leave a level above its limit: the next call waits it out."""
+def charge(state: State, limits: Limits, tokens: int, cost: int | None, now: float) -> State:
+    """Pay for real use, which may leave a level above its limit: the next call waits it out.
+
+    `cost` is in units; None: not known.
+    """
     at_ms, requests, level, calls, held_tokens, held_usd, opened, spent = forward(
         state, limits, now
     )
     level += min(tokens, MAX_TOKENS) * MINUTE_MS
-    spent += units(usd)
+    spent += bounded(cost)
     return _state((at_ms, requests, level, calls, held_tokens, held_usd, opened, spent))
 
 

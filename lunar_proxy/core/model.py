@@ -1,14 +1,13 @@
 """The nouns every part of the proxy speaks: what was asked, of whom, and what came of it.
 
 None of them changes once it is made. Times are seconds on the monotonic clock of `app`, money is
-`Decimal` US dollars, token counts are whole tokens as the provider bills them.
+in units (`core.money`), token counts are whole tokens as the provider bills them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -200,15 +199,15 @@ class Usage(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """US dollars of one answer, each part exact to 10 decimals, so that the parts add up.
+    """What one answer cost, in units of 1e-10 US dollars (`core.money`), so that the parts add up.
 
     By the hour (`cost_per_hour`) only `total` is known and the three parts are None.
     """
 
-    input: Decimal | None
-    output: Decimal | None
-    cache_input: Decimal | None
-    total: Decimal
+    input: int | None
+    output: int | None
+    cache_input: int | None
+    total: int
 
 
 class Phase(Enum):

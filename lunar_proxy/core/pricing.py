@@ -8,10 +8,11 @@ each share is priced once, and the shares are summed into the three parts of a `
     output       everything generated, reasoning included
 
 A share without a price of its own costs what the share around it costs: providers list a price
-for what differs only. All money is `Decimal`; floats exist where an answer is written, not here.
+for what differs only. Prices are `Decimal` dollars and costs whole units (`core.money`); floats
+exist where an answer is written, not here.
 
-Nearly every answer is plain tokens, at rates per token which are whole in the tenth decimal: there
-a part is one exact product, and needs no rounding (`_PerToken`).
+Nearly every answer is plain tokens, at rates which are whole units a token: there a part is one
+product of integers, and needs no rounding (`_PerToken`).
 """
 
 from __future__ import annotations
@@ -23,24 +24,23 @@ from functools import partial
 from typing import NamedTuple
 
 from .model import Cost, Usage
+from .money import UNITS_PER_USD, units
 
 PER_MILLION = Decimal("0.000001")
-TENTH_DECIMAL = Decimal("1E-10")  # CONTRACT 5: ten decimals
-NOTHING = Decimal("0E-10")
 # A dollar a token. Products with the most tokens an answer may have stay within 28 digits.
 DEAREST = Decimal(10**6)
 SECONDS_PER_HOUR = Decimal(3600)
 
 # What a named tuple is made by is a function in Python around this.
-_cost: Callable[[tuple[Decimal, Decimal, Decimal, Decimal]], Cost] = partial(tuple.__new__, Cost)
+_cost: Callable[[tuple[int, int, int, int]], Cost] = partial(tuple.__new__, Cost)
 
 
 class _PerToken(NamedTuple):
-    """US dollars per token, each with ten decimals."""
+    """Units per token."""
 
-    input: Decimal
-    output: Decimal
-    cache_read: Decimal
+    input: int
+    output: int
+    cache_read: int
     always: bool  # no share of a usage has another rate
 
 
@@ -88,9 +88,9 @@ AnyPrice = Price | HourlyPrice
 
 
 def cost(usage: Usage, price: AnyPrice, *, duration_s: float = 0.0) -> Cost | None:
-    """What an answer cost, in US dollars; None when `price` lacks a rate the usage needs.
+    """What an answer cost; None when `price` lacks a rate the usage needs.
 
-    `duration_s` matters by the hour only. Half a unit in the tenth decimal rounds to even.
+    `duration_s` matters by the hour only. Half a unit rounds to even.
     """
     if isinstance(price, HourlyPrice):
         return _by_the_hour(price, duration_s)
@@ -109,7 +109,7 @@ def cost(usage: Usage, price: AnyPrice, *, duration_s: float = 0.0) -> Cost | No
     return Cost(input_, output, cache_input, input_ + cache_input + output)
 
 
-def plain_cost(price: Price, input_tokens: int, output_tokens: int) -> Decimal | None:
+def plain_cost(price: Price, input_tokens: int, output_tokens: int) -> int | None:
     """The total of `cost` for so many plain tokens: what a call may come to, before it is sent."""
     if price.tiers:
         price = price.at(input_tokens)
@@ -121,9 +121,9 @@ def plain_cost(price: Price, input_tokens: int, output_tokens: int) -> Decimal |
 
 
 def _per_token(price: Price) -> _PerToken | None:
-    """What plain tokens cost, None where that takes more than three rates of ten decimals."""
-    input_, output = _ten_decimals(price.input), _ten_decimals(price.output)
-    cache_read = _ten_decimals(_known(price.cache_read, price.input))
+    """What plain tokens cost, None where that takes more than three rates of whole units."""
+    input_, output = _whole_units(price.input), _whole_units(price.output)
+    cache_read = _whole_units(_known(price.cache_read, price.input))
     if input_ is None or output is None or cache_read is None or price.per_request is not None:
         return None
     others = (
@@ -136,13 +136,12 @@ def _per_token(price: Price) -> _PerToken | None:
     return _PerToken(input_, output, cache_read, all(rate is None for rate in others))
 
 
-def _ten_decimals(rate: Decimal | None) -> Decimal | None:
-    """The rate of one token, None where ten decimals do not hold it."""
+def _whole_units(rate: Decimal | None) -> int | None:
+    """Units of one token, None where they are not whole."""
     if rate is None or rate > DEAREST:
         return None
-    exact = rate * PER_MILLION
-    rounded = exact.quantize(TENTH_DECIMAL)
-    return rounded if rounded == exact else None
+    exact = rate * PER_MILLION * UNITS_PER_USD
+    return int(exact) if exact == int(exact) else None
 
 
 def _is_plain(usage: Usage) -> bool:
@@ -160,7 +159,7 @@ def _plainly(usage: Usage, rates: _PerToken) -> Cost:
     output = generated * output_rate
     if not read:  # as mostly
         input_ = prompt * input_rate
-        return _cost((input_, output, NOTHING, input_ + output))
+        return _cost((input_, output, 0, input_ + output))
     if read > prompt:
         read = prompt
     input_ = (prompt - read) * input_rate
@@ -170,34 +169,34 @@ def _plainly(usage: Usage, rates: _PerToken) -> Cost:
 
 def _by_the_hour(price: HourlyPrice, duration_s: float) -> Cost:
     total = price.usd_per_hour * Decimal(max(duration_s, 0.0)) / SECONDS_PER_HOUR
-    return Cost(None, None, None, total.quantize(TENTH_DECIMAL))
+    return Cost(None, None, None, units(total))
 
 
-def _input(usage: Usage, price: Price, read: int, read_audio: int) -> Decimal | None:
+def _input(usage: Usage, price: Price, read: int, read_audio: int) -> int | None:
     write = min(usage.cache_write_tokens, usage.input_tokens - read)
     audio = min(usage.input_audio_tokens - read_audio, usage.input_tokens - read - write)
-    spent = _dollars(
+    spent = _spent(
         (usage.input_tokens - read - write - audio, price.input),
         (write, _known(price.cache_write, price.input)),
         (audio, _known(price.input_audio, price.input)),
     )
-    return spent if spent is None or price.per_request is None else spent + price.per_request
+    return spent if spent is None or price.per_request is None else spent + units(price.per_request)
 
 
-def _cache_input(price: Price, read: int, read_audio: int) -> Decimal | None:
+def _cache_input(price: Price, read: int, read_audio: int) -> int | None:
     if not read:
-        return NOTHING
+        return 0
     audio = _known(price.cache_read, _known(price.input_audio, price.input))
-    return _dollars(
+    return _spent(
         (read - read_audio, _known(price.cache_read, price.input)),
         (read_audio, _known(price.cache_audio_read, audio)),
     )
 
 
-def _output(usage: Usage, price: Price) -> Decimal | None:
+def _output(usage: Usage, price: Price) -> int | None:
     reasoning = min(usage.reasoning_tokens, usage.output_tokens)
     audio = min(usage.output_audio_tokens, usage.output_tokens - reasoning)
-    return _dollars(
+    return _spent(
         (usage.output_tokens - reasoning - audio, price.output),
         (reasoning, _known(price.reasoning, price.output)),
         (audio, _known(price.output_audio, price.output)),
@@ -208,12 +207,12 @@ def _known(rate: Decimal | None, otherwise: Decimal | None) -> Decimal | None:
     return otherwise if rate is None else rate
 
 
-def _dollars(*shares: tuple[int, Decimal | None]) -> Decimal | None:
-    """The sum of tokens x rate, or None if a share that is not empty has no rate."""
-    millionths = NOTHING
+def _spent(*shares: tuple[int, Decimal | None]) -> int | None:
+    """The sum of tokens x rate in units, or None if a share that is not empty has no rate."""
+    millionths = Decimal(0)
     for tokens, rate in shares:
         if tokens:
             if rate is None:
                 return None
             millionths += tokens * rate
-    return (millionths * PER_MILLION).quantize(TENTH_DECIMAL)
+    return units(millionths * PER_MILLION)

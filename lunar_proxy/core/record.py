@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from .figures import dollars, milliseconds
 from .model import Attempt, Cost, Outcome, Usage
 
 # Longer than any model or request id seen; a name is all a client can put into the log.
@@ -107,10 +108,10 @@ def _figures(
         "cache_write_tokens": write,
         "reasoning_tokens": reasoning,
         "estimated": estimated,
-        "cost_usd": None if cost is None else float(cost.total),
-        "latency_ms": _ms(latency_s),
-        "ttft_ms": None if ttft_s is None else _ms(ttft_s),
-        "overhead_ms": _ms(own_s),
+        "cost_usd": None if cost is None else dollars(cost.total),
+        "latency_ms": milliseconds(latency_s),
+        "ttft_ms": None if ttft_s is None else milliseconds(ttft_s),
+        "overhead_ms": milliseconds(own_s),
     }
 
 
@@ -121,13 +122,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "model": attempt.target.model[:LONGEST_NAME],
         "status": attempt.status,
         "error": _name(attempt.error),
-        "ms": _ms(attempt.duration_s),
+        "ms": milliseconds(attempt.duration_s),
     }
-
-
-def _ms(seconds: float) -> float:
-    """Milliseconds with three decimals; round() takes twice as long."""
-    return int(seconds * 1_000_000 + 0.5) / 1000
 
 
 def _name(value: str | None) -> str | None:

@@ -225,12 +225,12 @@ class Limiter:
         if usage is not None and target is not None and usage.output_tokens:
             self._learn(target, usage.output_tokens)
         tokens = usage.total_tokens if usage is not None else 0
-        usd = outcome.cost.total if outcome.cost is not None else None
+        cost = outcome.cost.total if outcome.cost is not None else None
         for attempt in outcome.attempts[:-1]:  # the last one is the answer itself
             tokens += attempt.usage.total_tokens if attempt.usage is not None else 0
             if attempt.cost is not None:
-                usd = attempt.cost.total + (usd or 0)
-        self._store.settle(reservation, tokens, usd, self._wall())
+                cost = attempt.cost.total + (cost or 0)
+        self._store.settle(reservation, tokens, cost, self._wall())
 
     def _learn(self, target: Target, output_tokens: int) -> None:
         usual = self._usual_output.get(target)
@@ -244,8 +244,8 @@ class Limiter:
         output = max_tokens(call) or round(self._usual_output.get(target, USUAL_OUTPUT))
         if call.endpoint == "embeddings":
             output = 0
-        usd = plain_cost(price, prompt, output) if isinstance(price, Price) else None
-        return Ask.of(prompt + output, usd)
+        cost = plain_cost(price, prompt, output) if isinstance(price, Price) else None
+        return Ask.of(prompt + output, cost)
 
 
 def prompt_tokens(body: bytes) -> int:

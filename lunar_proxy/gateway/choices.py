@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lunar_proxy.core.errors import ModelNotFound
+from lunar_proxy.core.figures import dollars
 from lunar_proxy.core.model import Identity, Target, Usage
 from lunar_proxy.core.policy import permits
 from lunar_proxy.core.pricing import Price, cost
@@ -195,13 +195,13 @@ def expected_cost(choice: Choice, runtime: Runtime, usage: Usage) -> float | Non
         prices = [runtime.prices.price(provider, model) for provider, model in choice.sellers]
     costs = [cost(usage, price) for price in prices if isinstance(price, Price)]
     totals = [found.total for found in costs if found is not None]
-    return float(min(totals)) if totals else None
+    return dollars(min(totals)) if totals else None
 
 
 def per_1k(router: Router, runtime: Runtime, id: str) -> float | None:
     """US dollars per 1,000 tokens of a profile, at its maker or whoever sells it, on or off."""
     profile = router.find(id)
-    totals: list[Decimal] = []
+    totals: list[int] = []
     for name in (id, *(profile.aliases if profile is not None else ())):
         for provider, model in runtime.prices.providers_of(name):
             price = runtime.prices.price(provider, model)
@@ -209,7 +209,7 @@ def per_1k(router: Router, runtime: Runtime, id: str) -> float | None:
             totals += [found.total] if found is not None else []
         if totals:
             break
-    return float(totals[0]) if totals else None
+    return dollars(totals[0]) if totals else None
 
 
 def _ordered(choice: Choice, facts: Facts) -> Choice:

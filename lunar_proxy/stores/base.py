@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
-from lunar_proxy.core.limits import NOTHING, UNITS_PER_USD, Ask, Limits, Verdict, units
+from lunar_proxy.core import money
+from lunar_proxy.core.limits import NOTHING, Ask, Limits, Verdict
 from lunar_proxy.core.model import Identity, Outcome, Target
 
 HOUR_S = 3600
@@ -104,14 +105,13 @@ class Spend:
 
     @property
     def usd(self) -> Decimal:
-        return Decimal(self.cost) / UNITS_PER_USD
+        return money.usd(self.cost)
 
 
 def entries(closed: Iterable[tuple[Outcome, float]]) -> list[Entry]:
     """The ledger rows of finished calls, each with when it was over on the wall clock.
 
-    Calls that end together are mostly of one place. They are one row, so that what takes time,
-    such as making whole units of dollars, is done once for all of them.
+    Calls that end together are mostly of one place, and so one row.
     """
     rows: dict[tuple[int, str, Target], _Row] = {}
     for outcome, at in closed:
@@ -131,7 +131,7 @@ def entries(closed: Iterable[tuple[Outcome, float]]) -> list[Entry]:
             row.output_tokens += output
             row.cached_tokens += cached
         if cost is not None:
-            row.usd += cost.total
+            row.cost += cost.total
         if not priced:
             row.unpriced += 1
     return [row.at(hour * HOUR_S, key, target) for (hour, key, target), row in rows.items()]
@@ -143,12 +143,12 @@ class _Row:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-    usd: Decimal = Decimal(0)
+    cost: int = 0
     unpriced: int = 0
 
     def at(self, hour: int, key: str, target: Target) -> Entry:
         used = self.requests, self.input_tokens, self.output_tokens, self.cached_tokens
-        return Entry(hour, key, *target, *used, units(self.usd), self.unpriced)
+        return Entry(hour, key, *target, *used, self.cost, self.unpriced)
 
 
 class KeyStore(Protocol):
@@ -174,7 +174,7 @@ class LimitStore(Protocol):
 
     `take` is called once per call, before anything is sent, and decides all limits at once and
     atomically over every process that shares the store. `settle` is called once per reservation,
-    whatever became of it (`tokens=0, usd=None` when nothing was used); again, or for one that was
+    whatever became of it (`tokens=0, cost=None` when nothing was used); again, or for one that was
     refused, it does nothing. It never waits and never fails: the next `take` of this process sees
     it. `now` is seconds since 1970; a store with a clock of its own may prefer that.
     """
@@ -182,7 +182,7 @@ class LimitStore(Protocol):
     def take(self, reservation: Reservation, now: float) -> Verdict | Awaitable[Verdict]: ...
 
     def settle(
-        self, reservation: Reservation, tokens: int, usd: Decimal | None, now: float
+        self, reservation: Reservation, tokens: int, cost: int | None, now: float
     ) -> None: ...
 
 

@@ -10,7 +10,6 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
-from decimal import Decimal
 from operator import add
 
 from lunar_proxy.core import limits
@@ -97,14 +96,12 @@ class MemoryLimits:
         self.remember(reservation.subject, state, reservation.limits, now)
         return verdict
 
-    def settle(
-        self, reservation: Reservation, tokens: int, usd: Decimal | None, now: float
-    ) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int | None, now: float) -> None:
         if not reservation.held:
             return
         reservation.held = False
         state = limits.settle(
-            self.state(reservation.subject), reservation.limits, reservation.ask, tokens, usd, now
+            self.state(reservation.subject), reservation.limits, reservation.ask, tokens, cost, now
         )
         self.remember(reservation.subject, state, reservation.limits, now)
 

@@ -21,14 +21,13 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from itertools import count
 from secrets import token_hex
 from typing import Any, TypeVar
 
 from lunar_proxy.core import limits
 from lunar_proxy.core.errors import StoreUnavailable
-from lunar_proxy.core.limits import Blocked, Limits, State, Verdict, Window, units
+from lunar_proxy.core.limits import Blocked, Limits, State, Verdict, Window
 from lunar_proxy.tasks import in_task, spawn
 
 from . import scripts
@@ -69,7 +68,7 @@ class _Settlement:
     subject: str
     limits: Limits
     tokens: int
-    usd: Decimal | None
+    cost: int | None  # in units
     sure: bool
 
 
@@ -109,7 +108,7 @@ class RedisStore:
         self._flushing = asyncio.Lock()
         self._held: dict[str, tuple[str, float]] = {}  # lease -> (subject, when to renew)
         self._owed: list[_Settlement] = []
-        self._owed_usd: dict[str, tuple[Limits, Decimal]] = {}  # by subject, of local calls
+        self._owed_cost: dict[str, tuple[Limits, int]] = {}  # by subject, of local calls
         self._ids = (f"{token_hex(6)}-{n}" for n in count())
         self._ticker: asyncio.Task[None] | None = None
 
@@ -227,19 +226,17 @@ class RedisStore:
             state = limits.hold(state, reservation.ask)
         self._local.remember(reservation.subject, state, reservation.limits, now)
 
-    def settle(
-        self, reservation: Reservation, tokens: int, usd: Decimal | None, now: float
-    ) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int | None, now: float) -> None:
         if not reservation.held:
             return
-        self._local.settle(reservation, tokens, usd, now)
+        self._local.settle(reservation, tokens, cost, now)
         self._held.pop(reservation.id, None)
         subject, of = reservation.subject, reservation.limits
         if not reservation.local:
-            settlement = _Settlement(reservation.id, subject, of, tokens, usd, sure=True)
+            settlement = _Settlement(reservation.id, subject, of, tokens, cost, sure=True)
             self._settle_there(settlement, now)
-        elif usd and of.budget is not None:
-            self._owed_usd[subject] = (of, self._owed_usd.get(subject, (of, Decimal(0)))[1] + usd)
+        elif cost and of.budget is not None:
+            self._owed_cost[subject] = (of, self._owed_cost.get(subject, (of, 0))[1] + cost)
 
     def _settle_there(self, settlement: _Settlement, now: float) -> None:
         """Sent at once, so a `take` that comes next finds it done; when it fails, owed."""
@@ -260,7 +257,7 @@ class RedisStore:
             *self._rules(settlement.limits, now),
             settlement.lease,
             min(settlement.tokens, limits.MAX_TOKENS),
-            units(settlement.usd),
+            limits.bounded(settlement.cost),
             int(settlement.sure),
         )
 
@@ -393,7 +390,7 @@ class RedisStore:
     async def _pay(self) -> None:
         now = self._clock()
         owed, self._owed = self._owed, []
-        owed_usd, self._owed_usd = self._owed_usd, {}
+        owed_usd, self._owed_cost = self._owed_cost, {}
         for subject, (of, usd) in owed_usd.items():
             owed.append(_Settlement("", subject, of, 0, usd, sure=True))
         for settlement in owed:

@@ -15,7 +15,6 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from decimal import Decimal
 from itertools import count
 from secrets import token_hex
 from typing import TypeVar
@@ -156,13 +155,11 @@ class SqliteStore:
             self._held[reservation.id] = self._clock() + self._lease_ms / 3000
         return verdict
 
-    def settle(
-        self, reservation: Reservation, tokens: int, usd: Decimal | None, now: float
-    ) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int | None, now: float) -> None:
         if reservation.held:
             reservation.held = False
             self._held.pop(reservation.id, None)
-            self._write(lambda db: _settle(db, reservation, tokens, usd, now))
+            self._write(lambda db: _settle(db, reservation, tokens, cost, now))
 
     def _write(self, job: Callable[[sqlite3.Connection], None]) -> None:
         """Run it without waiting; should it fail, the next tick tries again."""
@@ -278,11 +275,11 @@ def _take(db: sqlite3.Connection, reservation: Reservation, now: float, expires_
 
 
 def _settle(
-    db: sqlite3.Connection, reservation: Reservation, tokens: int, usd: Decimal | None, now: float
+    db: sqlite3.Connection, reservation: Reservation, tokens: int, cost: int | None, now: float
 ) -> None:
     db.execute("DELETE FROM leases WHERE id = ?", (reservation.id,))
     state = _state(db, reservation.subject, now)
-    state = limits.charge(state, reservation.limits, tokens, usd, now)
+    state = limits.charge(state, reservation.limits, tokens, cost, now)
     _remember(db, reservation.subject, state)
 
 

@@ -25,6 +25,7 @@ from lunar_proxy.core.limits import (
     take,
     window,
 )
+from lunar_proxy.core.money import UNITS_PER_USD
 
 T0 = 1_800_000_000.0
 
@@ -139,7 +140,7 @@ def test_a_spent_budget_opens_again_with_the_next_window() -> None:
     limits = Limits(budget=Budget(Decimal(1), "day"))
     now = at("2026-11-22T18:00")
     state, _ = take(State(), limits, Ask(), now)
-    state = settle(state, limits, Ask(), 0, Decimal("1.0000000000"), now)
+    state = settle(state, limits, Ask(), 0, UNITS_PER_USD, now)
     state, verdict = take(state, limits, Ask(), now)
     error = refusal(verdict)
     assert isinstance(error, BudgetExceeded)
@@ -151,7 +152,7 @@ def test_a_spent_budget_opens_again_with_the_next_window() -> None:
 def test_a_total_budget_never_opens_again() -> None:
     limits = Limits(budget=Budget(Decimal(1), "total"))
     state, _ = take(State(), limits, Ask(), T0)
-    state = settle(state, limits, Ask(), 0, Decimal(2), T0)
+    state = settle(state, limits, Ask(), 0, 2 * UNITS_PER_USD, T0)
     _, verdict = take(state, limits, Ask(), T0 + 1e9)
     assert verdict.blocked is not None
     assert verdict.blocked.retry_after_s == 86_400
@@ -159,13 +160,13 @@ def test_a_total_budget_never_opens_again() -> None:
 
 def test_calls_in_flight_cannot_overrun_a_budget() -> None:
     limits = Limits(budget=Budget(Decimal(1), "month"))
-    _, count = admitted(limits, Ask.of(usd=Decimal("0.3")), 10)
+    _, count = admitted(limits, Ask.of(units=3 * UNITS_PER_USD // 10), 10)
     assert count == 3
 
 
 def test_alone_a_call_may_use_the_last_cents_though_its_worst_case_is_more() -> None:
     limits = Limits(budget=Budget(Decimal(1), "month"))
-    _, count = admitted(limits, Ask.of(usd=Decimal(5)), 10)
+    _, count = admitted(limits, Ask.of(units=5 * UNITS_PER_USD), 10)
     assert count == 1
 
 
@@ -181,7 +182,7 @@ def test_the_longest_wait_is_the_one_told() -> None:
 def test_a_clock_that_steps_back_gives_nothing() -> None:
     limits = Limits(requests_per_minute=1, budget=Budget(Decimal(1), "day"))
     state, _ = take(State(), limits, Ask(), T0)
-    state = settle(state, limits, Ask(), 0, Decimal(1), T0)
+    state = settle(state, limits, Ask(), 0, UNITS_PER_USD, T0)
     back = forward(state, limits, T0 - 86_400)
     assert back == state
 
@@ -202,11 +203,11 @@ def test_when_every_call_is_settled_nothing_is_held(
     state, open_asks, paid = State(), [], 0
     for start, held, used in calls:
         if start:
-            ask = Ask.of(held, Decimal(held) / 10**4)
+            ask = Ask.of(held, held * 10**6)
             state, verdict = take(state, limits, ask, T0)
             open_asks += [ask] * verdict.allowed
         elif open_asks:
-            state = settle(state, limits, open_asks.pop(), used, Decimal(used) / 10**10, T0)
+            state = settle(state, limits, open_asks.pop(), used, used, T0)
             paid += used
     for ask in open_asks:
         state = settle(state, limits, ask, 0, None, T0)
@@ -247,6 +248,6 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
 
 
 def test_no_limit_is_always_allowed() -> None:
-    _, verdict = take(State(), Limits(), Ask.of(10**9, Decimal(10**6)), T0)
+    _, verdict = take(State(), Limits(), Ask.of(10**9, 10**6 * UNITS_PER_USD), T0)
     assert verdict.allowed
     assert rate_limit_headers(verdict) == ()

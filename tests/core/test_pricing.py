@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunar_proxy.core.model import Cost, Usage
+from lunar_proxy.core.money import units
 from lunar_proxy.core.pricing import HourlyPrice, Price, cost, plain_cost
 
 GPT_4O = Price(input=D("2.5"), output=D("10"), cache_read=D("1.25"))
@@ -31,8 +32,8 @@ RESEARCH = Price(input=D("2"), output=D("8"), reasoning=D("3"))
 
 
 def parts(input_: str, output: str, cache_input: str) -> Cost:
-    given_ = D(input_), D(output), D(cache_input)
-    return Cost(*given_, total=sum(given_, D(0)))
+    given_ = units(D(input_)), units(D(output)), units(D(cache_input))
+    return Cost(*given_, total=sum(given_))
 
 
 @pytest.mark.parametrize(
@@ -119,25 +120,21 @@ def test_a_rate_that_is_needed_and_missing_means_no_cost(price: Price, usage: Us
 
 def test_by_the_hour_only_the_total_is_known() -> None:
     assert cost(Usage(9, 9), HourlyPrice(D("2.4")), duration_s=1.5) == Cost(
-        None, None, None, D("0.001")
+        None, None, None, 10_000_000
     )
 
 
 def test_a_clock_that_went_backwards_costs_nothing() -> None:
-    assert cost(Usage(), HourlyPrice(D("2.4")), duration_s=-1) == Cost(None, None, None, D(0))
+    assert cost(Usage(), HourlyPrice(D("2.4")), duration_s=-1) == Cost(None, None, None, 0)
 
 
-def test_every_part_has_ten_decimals() -> None:
-    spent = cost(Usage(1, 1, cache_read_tokens=1), Price(D("0.000033"), D("0.000017")))
+def test_every_part_is_whole_units() -> None:
+    less = cost(Usage(1, 1, cache_read_tokens=1), Price(D("0.000033"), D("0.000017")))
+    assert less == Cost(0, 0, 0, 0)
+    spent = cost(Usage(3, 0), Price(D("0.15")))
+    assert spent == Cost(4500, 0, 0, 4500)
     assert spent is not None
-    assert [str(part) for part in (spent.input, spent.output, spent.cache_input)] == [
-        "0E-10",
-        "0E-10",
-        "0E-10",
-    ]
-    assert str(cost(Usage(3, 0), Price(D("0.15")))) == str(
-        Cost(D("4.500E-7"), D("0E-10"), D("0E-10"), D("4.500E-7"))
-    )
+    assert [type(part) for part in spent] == [int] * 4
 
 
 RATES = st.decimals(min_value=0, max_value=1000, places=5)
@@ -216,5 +213,5 @@ def test_a_rate_named_twice_changes_nothing(usage: Usage, price: Price) -> None:
 def test_plain_tokens_cost_their_number_times_the_rate(rate: str, tokens: int) -> None:
     spent = cost(Usage(tokens, tokens), Price(D(rate), D(rate)))
     with localcontext(prec=60):
-        exact = (tokens * D(rate)).scaleb(-6).quantize(D("1E-10"))
-        assert spent == Cost(exact, exact, D(0), exact + exact)
+        exact = units((tokens * D(rate)).scaleb(-6))
+        assert spent == Cost(exact, exact, 0, exact + exact)

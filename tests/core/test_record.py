@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -49,7 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "used": (
         {
             "usage": Usage(5, 7, 3, 1, 2, estimated=True),
-            "cost": Cost(Decimal("0.1"), Decimal("0.2"), Decimal(0), Decimal("0.3000000001")),
+            "cost": Cost(10**9, 2 * 10**9, 0, 3 * 10**9 + 1),
             "ttft_s": 0.1234567,
         },
         {

@@ -18,6 +18,7 @@ from lunar_proxy.core.errors import BudgetExceeded, LimitExceeded, Unauthorized
 from lunar_proxy.core.intake import Incoming
 from lunar_proxy.core.limits import Budget, Limits
 from lunar_proxy.core.model import Attempt, Cost, Fields, Identity, Target, Usage
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.core.pricing import Price
 from lunar_proxy.gateway.admission import (
     ATTACHED,
@@ -153,7 +154,7 @@ def test_a_caller_is_held_to_its_own_limits_where_it_has_some() -> None:
 
 
 def cost(usd: int) -> Cost:
-    return Cost(Decimal(0), Decimal(usd), Decimal(0), Decimal(usd))
+    return Cost(0, usd * UNITS_PER_USD, 0, usd * UNITS_PER_USD)
 
 
 def used(tokens: int) -> Usage:

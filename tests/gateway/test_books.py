@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.core.limits import units
 from lunar_proxy.core.model import Usage
 from lunar_proxy.core.pricing import Price, cost
 from lunar_proxy.gateway.books import MOST, Books, Closed
@@ -82,6 +81,6 @@ async def test_calls_of_one_place_and_hour_are_one_row(desk: Desk) -> None:
     one, other = entries(
         [(each, NOON) for each in happened] + [(outcome(priced=False), NOON + HOUR_S)]
     )
-    assert one[4:] == (8, 36, 72, 16, sum(units(c.total) for c in costs if c), 0)
+    assert one[4:] == (8, 36, 72, 16, sum(c.total for c in costs if c), 0)
     assert other.place == (one.hour + HOUR_S, *one.place[1:])
     assert other.amounts == (1, 0, 0, 0, 0, 1)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores import scripts
 from lunar_proxy.stores.base import Entry, KeyRecord, Reservation, Store
 from lunar_proxy.stores.redis import _KEYS
@@ -167,7 +168,7 @@ async def test_a_budget_is_spent_exactly_and_comes_back(open_replica: Open, cloc
     for _ in range(3):
         reservation = Reservation("s", limits)
         assert (await ask(store, reservation, clock())).allowed
-        store.settle(reservation, 0, Decimal("0.0000000001"), clock())
+        store.settle(reservation, 0, 1, clock())
     refused = await ask(store, Reservation("s", limits), clock())
     assert refused.blocked is not None
     assert refused.blocked.limit == "budget"
@@ -179,7 +180,7 @@ async def test_no_limits_need_no_state(open_replica: Open) -> None:
     store = await open_replica()
     reservation = Reservation("s", Limits())
     assert isinstance(store.take(reservation, T0), Verdict)
-    store.settle(reservation, 10, Decimal(1), T0)
+    store.settle(reservation, 10, UNITS_PER_USD, T0)
 
 
 async def test_a_caller_that_went_away_while_asking_holds_nothing(
@@ -199,17 +200,17 @@ async def test_a_caller_that_went_away_while_asking_holds_nothing(
 async def test_replicas_share_every_limit_exactly(open_replica: Open, clock: Clock) -> None:
     replicas = [await open_replica() for _ in range(3)]
     limits = Limits(100, 5000, 40, Budget(Decimal(1), "month"))
-    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, UNITS_PER_USD // 1000)) for _ in range(150)]
 
     async def call(n: int) -> bool:
         return (await ask(replicas[n % 3], asks[n], clock())).allowed
 
     assert sum(await asyncio.gather(*(call(n) for n in range(150)))) == 40  # slots
     for n, reservation in enumerate(asks):
-        replicas[n % 3].settle(reservation, 100, Decimal("0.001"), clock())
+        replicas[n % 3].settle(reservation, 100, UNITS_PER_USD // 1000, clock())
     for store in replicas:  # each sees its own settles, all of them those of all
         await ask(store, Reservation("another", limits), clock())
-    asks = [Reservation("s", limits, Ask.of(100, Decimal("0.001"))) for _ in range(150)]
+    asks = [Reservation("s", limits, Ask.of(100, UNITS_PER_USD // 1000)) for _ in range(150)]
     assert sum(await asyncio.gather(*(call(n) for n in range(150)))) == 10  # tokens: 50 in all
 
 
@@ -235,7 +236,7 @@ async def test_a_spent_budget_survives_a_restart(open_replica: Open, clock: Cloc
     first = await open_replica()
     reservation = Reservation("s", limits)
     await ask(first, reservation, clock())
-    first.settle(reservation, 0, Decimal(1), clock())
+    first.settle(reservation, 0, UNITS_PER_USD, clock())
     await first.close()
     second = await open_replica()
     assert not (await ask(second, Reservation("s", limits), clock.advance(9e8))).allowed
@@ -292,9 +293,9 @@ async def test_absurd_numbers_are_refused_or_counted_and_never_fail(
 ) -> None:
     store = await open_replica()
     limits = Limits(requests_per_minute=10, budget=Budget(Decimal(5), "total"))
-    reservation = Reservation("s", limits, Ask.of(10**30, Decimal(10) ** 30))
+    reservation = Reservation("s", limits, Ask.of(10**30, 10**40))
     assert (await ask(store, reservation, clock())).allowed  # alone, and there is no token limit
-    store.settle(reservation, 10**30, Decimal(10) ** 30, clock())
+    store.settle(reservation, 10**30, 10**40, clock())
     refused = await ask(store, Reservation("s", limits), clock())
     assert refused.blocked is not None
     assert refused.blocked.limit == "budget"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from lunar_proxy.core.limits import Budget, Limits
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores.base import Entry, Reservation
 from lunar_proxy.stores.memory import MemoryLedger, MemoryLimits
 
@@ -28,7 +29,7 @@ def test_what_is_in_flight_or_spent_is_not_forgotten() -> None:
     spent, flying = Reservation("spent", budget), Reservation("flying", PER_MINUTE)
     for reservation in (spent, flying):
         store.take(reservation, T0)
-    store.settle(spent, 0, Decimal(1), T0)
+    store.settle(spent, 0, UNITS_PER_USD, T0)
     for n in range(1000):
         other = Reservation(f"address:{n}", PER_MINUTE)
         store.take(other, T0 + n)

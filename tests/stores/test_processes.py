@@ -39,7 +39,7 @@ async def main(url, now):
     print(len(held), flush=True)
     sys.stdin.readline()
     for reservation in held[::2]:
-        store.settle(reservation, 0, Decimal("0.0000000001"), now)
+        store.settle(reservation, 0, 1, now)
     await ask(store, Reservation("behind what was settled", limits), now)
     print(len(held[::2]), flush=True)
     sys.stdin.readline()

@@ -13,6 +13,7 @@ import uvloop
 
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores import scripts
 from lunar_proxy.stores.base import Entry, KeyRecord, Reservation
 from lunar_proxy.stores.pipe import _sha
@@ -117,7 +118,7 @@ async def test_a_spent_budget_stays_spent_without_redis(
     limits = Limits(budget=Budget(Decimal(1), "total"))
     reservation = Reservation("s", limits)
     await ask(store, reservation)
-    store.settle(reservation, 0, Decimal(1), T0)
+    store.settle(reservation, 0, UNITS_PER_USD, T0)
     await ask(store, Reservation("s", limits))
     redis_server.kill()
     refused = await ask(store, Reservation("s", limits))
@@ -130,9 +131,9 @@ async def test_what_was_spent_without_redis_is_charged_when_it_is_back(
 ) -> None:
     limits = Limits(budget=Budget(Decimal(1), "total"))
     redis_server.freeze()
-    reservation = Reservation("s", limits, Ask.of(usd=Decimal("0.1")))
+    reservation = Reservation("s", limits, Ask.of(units=UNITS_PER_USD // 10))
     assert (await ask(store, reservation)).degraded
-    store.settle(reservation, 0, Decimal(1), T0)
+    store.settle(reservation, 0, UNITS_PER_USD, T0)
     redis_server.thaw()
     await until(store, degraded=False)
     other = RedisStore(redis_server.url, clock, deadline_s=5)

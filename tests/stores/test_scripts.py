@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lunar_proxy.core.limits import Ask, Budget, Limits, Per, Verdict
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores.base import Reservation
 from lunar_proxy.stores.memory import MemoryLimits
 from lunar_proxy.stores.redis import RedisStore
@@ -64,15 +65,14 @@ async def test_lua_and_python_decide_alike(
     held: list[tuple[Reservation, Reservation]] = []
     for gap, what, tokens, units in history:
         now += gap
-        usd = Decimal(units) / 10**10
         if what == "take":
-            mine, theirs = (Reservation(subject, limits, Ask.of(tokens, usd)) for _ in range(2))
+            mine, theirs = (Reservation(subject, limits, Ask.of(tokens, units)) for _ in range(2))
             assert await decided(store, theirs, now) == here.take(mine, now)
             held += [(mine, theirs)] * mine.held
         elif held:
             mine, theirs = held.pop()
-            here.settle(mine, tokens, usd, now)
-            store.settle(theirs, tokens, usd, now)
+            here.settle(mine, tokens, units, now)
+            store.settle(theirs, tokens, units, now)
 
 
 @pytest.mark.parametrize("per", ["hour", "day", "month", "total"])
@@ -85,8 +85,8 @@ async def test_windows_are_the_same_at_every_edge(store: RedisStore, per: Per) -
             mine, theirs = (Reservation(f"{per}{now}", limits) for _ in range(2))
             here.take(mine, now)
             await decided(store, theirs, now)
-            here.settle(mine, 0, Decimal(1), now)
-            store.settle(theirs, 0, Decimal(1), now)
+            here.settle(mine, 0, UNITS_PER_USD, now)
+            store.settle(theirs, 0, UNITS_PER_USD, now)
             again = Reservation(theirs.subject, limits)
             assert await decided(store, again, now) == here.take(again, now)
 

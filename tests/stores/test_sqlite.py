@@ -14,6 +14,7 @@ import pytest
 
 from lunar_proxy.core.errors import StoreUnavailable
 from lunar_proxy.core.limits import Budget, Limits, Verdict
+from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores.base import Entry, KeyRecord, Reservation
 from lunar_proxy.stores.sqlite import SqliteStore
 
@@ -76,7 +77,7 @@ async def test_a_locked_file_is_said_and_what_was_to_be_written_is_written_later
     reservation = Reservation("s", LIMITS)
     await ask(store, reservation)
     other = lock(path)
-    store.settle(reservation, 0, Decimal(1), T0)
+    store.settle(reservation, 0, UNITS_PER_USD, T0)
     store.add([Entry(int(T0) // 3600 * 3600, "a", "openai", "m", 1, cost=1)])
     with pytest.raises(StoreUnavailable):
         await ask(store, Reservation("s", LIMITS))

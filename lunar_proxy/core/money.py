@@ -1,0 +1,23 @@
+"""Money that was spent: whole units, a ten-billionth of a US dollar each.
+
+Those are the ten decimals that clients are told (CONTRACT 5). Whole numbers add up exactly in any
+order, and take a fraction of what `Decimal` does. Prices and budgets are what people write, so they
+are `Decimal` US dollars, and become units where a call is priced.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+UNITS_PER_USD = 10**10
+UNIT = Decimal("1E-10")
+
+
+def units(usd: Decimal) -> int:
+    """Half a unit rounds to even."""
+    return int(usd.quantize(UNIT).scaleb(10))
+
+
+def usd(units: int) -> Decimal:
+    """Exact, with ten decimals."""
+    return Decimal(units).scaleb(-10)
