@@ -10,7 +10,7 @@ accuracy). Any two points can be mixed at random, so what counts is the upper hu
 Area is under it on cost / cost of the dearest model. ZeroRouter is the router with one cluster: it
 knows each model's mean error from the same labels, and mixes models at random. d_area is what the
 router's area is more than ZeroRouter's, in hundredths; d_area_hindsight compares with the best mix
-of models, which is known only when all prompts are graded. QNC is the least cost of a point that
+of models, which is known only when all prompts are graded. QNC is the least cost on the hull that
 reaches the accuracy of the best single model, divided by that model's cost; peak the highest
 accuracy of a point.
 """
@@ -108,10 +108,12 @@ class Curve:
         return float(np.trapezoid(y, np.maximum.accumulate(x)))
 
     def quality_neutral_cost(self, pool: Pool) -> float | None:
-        """None when the curve never reaches the best single model."""
-        enough = self.costs[self.accuracy >= pool.accuracy[pool.best] - 1e-12]
+        """Of a hull; None when it never reaches the best single model."""
+        wanted = float(pool.accuracy[pool.best])
         reference = float(pool.mean_cost[pool.best])
-        return float(enough.min()) / reference if len(enough) and reference > 0 else None
+        if self.peak < wanted - 1e-12 or reference <= 0:
+            return None
+        return float(np.interp(wanted, self.accuracy, self.costs)) / reference
 
     @property
     def peak(self) -> float:
@@ -183,7 +185,8 @@ def figures(
     """`model_costs` and `mean_errors`, [models], are what the labels told of the models."""
     curve = sweep(expected_errors, pool, model_costs)
     found = pair_curve(expected_errors, pool)
-    area = hull(curve).area(pool)
+    mixed = hull(curve)
+    area = mixed.area(pool)
     return Figures(
         apgr=found.apgr if found else None,
         cpt50=found.cpt(0.5) if found else None,
@@ -191,7 +194,7 @@ def figures(
         area=area,
         d_area=100 * (area - zero_router(mean_errors, pool, model_costs).area(pool)),
         d_area_hindsight=100 * (area - best_mix(pool).area(pool)),
-        qnc=curve.quality_neutral_cost(pool),
+        qnc=mixed.quality_neutral_cost(pool),
         peak=curve.peak,
         peak_gain=100 * (curve.peak - float(pool.accuracy[pool.best])),
     )

@@ -97,6 +97,12 @@ def test_a_curve_that_never_is_as_good_has_no_quality_neutral_cost() -> None:
     assert Curve(np.array([1.0]), np.array([0.5])).quality_neutral_cost(pool) is None
 
 
+def test_what_a_mix_reaches_counts_as_reached() -> None:
+    pool = Pool(PAIR.models, np.array([[0, 1], [0, 1], [1, 0], [1, 1.0]]), STRONG_COSTS_TEN)
+    curve = Curve(np.array([1.0, 11]), np.array([0.25, 0.75]))  # the best model's half is half-way
+    assert curve.quality_neutral_cost(pool) == pytest.approx(6 / 10)
+
+
 def test_neighbours_average_the_errors_nearby() -> None:
     labelled = np.eye(2, dtype=np.float32).repeat(3, axis=0)
     errors = np.array([[0.0]] * 3 + [[1.0]] * 3)
