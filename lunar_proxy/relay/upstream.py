@@ -181,13 +181,15 @@ class Connection(asyncio.Protocol):
         self._begin(receiver, request.head.startswith(b"HEAD "))
         transport = cast(asyncio.Transport, self._transport)
         body = request.body
-        bare = not body and request.head.startswith((b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS "))
-        framing = b"\r\n" if bare else b"content-length: %d\r\n\r\n" % len(body)
         head = request.head if self._through is None else self._absolute(request.head)
-        if len(body) < 64 * 1024:
-            transport.write(head + framing + body)
+        if 0 < len(body) < 64 * 1024:
+            transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        elif body:
+            transport.writelines([head, b"content-length: %d\r\n\r\n" % len(body), body])
+        elif request.head.startswith((b"GET ", b"HEAD ", b"DELETE ", b"OPTIONS ")):
+            transport.write(head + b"\r\n")
         else:
-            transport.writelines([head + framing, body])
+            transport.write(head + b"content-length: 0\r\n\r\n")
 
     def tell(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -263,11 +265,13 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         fresh, self.answered = not self.answered, True
-        if fresh and not self._no_body and (whole := read_whole(data)) is not None:
-            receiver, self._receiver = self._receiver, None
-            self._free(reusable=True)
-            receiver.at_once(*whole)
-            return
+        if fresh:
+            if not self._no_body and (whole := read_whole(data)) is not None:
+                receiver, self._receiver = self._receiver, None
+                self._free(reusable=True)
+                receiver.at_once(*whole)
+                return
+            self._expect_head()
         if self._head and not self._informational:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD and b"\r\n\r\n" not in data:
@@ -370,11 +374,14 @@ class Connection(asyncio.Protocol):
     def _closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    def _begin(self, receiver: Receiver, no_body: bool) -> None:
+    def _expect_head(self) -> None:
+        """What the answer before left here ends with the first byte of one that is to be parsed."""
         self._headers = []
         self._head = True
         self._head_size = 0
         self._informational = self._keep_alive = self._to_eof = self._complete = False
+
+    def _begin(self, receiver: Receiver, no_body: bool) -> None:
         self._no_body = no_body
         self.answered = False
         self._receiver = receiver
