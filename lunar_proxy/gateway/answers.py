@@ -21,12 +21,10 @@ class Told:
 
     def run(self) -> None:
         fields = ((b"content-type", b"application/json"), *self.headers)
-        self.client.head(200, fields, len(self.body))
-        self.client.write(self.body)
-        self.client.end()
+        self.client.answer(200, fields, self.body)
 
 
-class WithRouting:
+class WithRouting(Client):
     """A client to which a JSON answer goes with the member `routing`; a stream as it is.
 
     The engine has a JSON answer whole before it writes any of it, so holding it costs no time.
@@ -55,9 +53,9 @@ class WithRouting:
         if self._head is not None:
             (status, headers), self._head = self._head, None
             body = with_routing(b"".join(self._body), self._routing)
-            self._client.head(status, headers, len(body))
-            self._client.write(body)
-        self._client.end()
+            self._client.answer(status, headers, body)
+        else:
+            self._client.end()
 
     def cut(self) -> None:
         self._client.cut()

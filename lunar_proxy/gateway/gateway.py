@@ -47,6 +47,7 @@ from lunar_proxy.relay.watch import Watch
 from lunar_proxy.stores import Store
 from lunar_proxy.tasks import Drive
 
+from . import shortcut
 from .admission import Caller, Callers, Limiter, Taken, limits_for, limits_of
 from .answers import Told, WithRouting
 from .books import Books, Closed
@@ -55,7 +56,6 @@ from .learning import Answered, Learner
 from .planner import Planner
 from .router import Routed, Router
 from .runtime import Runtime
-from .shortcut import Shortcut, is_plain
 from .sites import Visit, Visited, destination, moved, visit
 from .ticket import Ticket, Way
 
@@ -148,7 +148,7 @@ class Gateway:
 
     def begin(
         self, incoming: Incoming, client: Client, over: Callable[[], None]
-    ) -> Drive | Shortcut:
+    ) -> Drive | shortcut.Shortcut:
         """The same, as what its door starts and may cancel; `over` is called at the end."""
         ticket = self._opened(incoming)
         waiting: Awaitable[None] | None = None
@@ -157,9 +157,11 @@ class Gateway:
             waiting = self.admit(ticket, client, None)
         except Exception as error:  # noqa: BLE001 - raised again where it can be told
             refused = error
-        done = waiting is None and refused is None
-        if done and ticket.way is not None and is_plain(ticket.way, self.health):
-            return Shortcut(self, ticket, ticket.way, over)
+        short: shortcut.Shortcut | None = None
+        if waiting is None and refused is None and ticket.way is not None:
+            short = shortcut.begin(self, ticket, ticket.way, over)
+        if short is not None:
+            return short
         call = self.carry(ticket, client, None, waiting, refused)
         return Drive(_and_then(call, over), name="call")
 
@@ -484,9 +486,7 @@ class Gateway:
         if isinstance(error, ProviderError) and error.provider_status >= 400:
             return self._pass_on(error, extra, client)
         status, headers, body = error_answer(error, extra)
-        client.head(status, headers, len(body))
-        client.write(body)
-        client.end()
+        client.answer(status, headers, body)
         return status
 
     def _error_headers(
@@ -510,9 +510,7 @@ class Gateway:
             said = (b"retry-after", b"retry-after-ms")
             headers = [pair for pair in headers if pair[0] not in said]
             headers += retry_headers(error.retry_after_s)
-        client.head(error.provider_status, headers + extra, len(body))
-        client.write(body)
-        client.end()
+        client.answer(error.provider_status, headers + extra, body)
         return error.provider_status
 
     def _outcome(

@@ -1,6 +1,6 @@
 """The way of most calls: one target, asked at once, whose whole answer comes well.
 
-    is_plain   whether an admitted call is one for this
+    begin      a shortcut for an admitted call, if it is one for this
     go_on      ask, on a connection that is open
     at_once    the answer, annotated and told; the call is over
 
@@ -13,19 +13,19 @@ question that was put as its first attempt, and the rules are in one place, ther
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from lunar_proxy.core import annotate
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.errors import ProxyError
-from lunar_proxy.core.model import Annotate, Attempt, Headers, Outcome
+from lunar_proxy.core.model import Annotate, Attempt, Cost, Headers, Outcome, Usage
+from lunar_proxy.core.pricing import cost
+from lunar_proxy.core.usage import read_usage
 from lunar_proxy.relay.carry import Carrier, answered_by, head_for
 from lunar_proxy.relay.client import Client
-from lunar_proxy.relay.engine import Asked, Line
-from lunar_proxy.relay.health import Health
-from lunar_proxy.relay.meter import Meter
+from lunar_proxy.relay.engine import Asked, Line, Listing
 from lunar_proxy.relay.reply import Kind, Reply, Wire, kind_of
 from lunar_proxy.relay.trial import request_to
 from lunar_proxy.tasks import Drive
@@ -36,22 +36,24 @@ from .ticket import Ticket, Way
 _ENDPOINTS = frozenset({"chat/completions", "responses", "embeddings"})
 
 
-def is_plain(way: Way, health: Health) -> bool:
-    """Whether nothing has to be done for this call that the shortcut does not know."""
-    call, target = way.call, way.plan[0]
+def begin(gateway: Host, ticket: Ticket, way: Way, over: Callable[[], None]) -> Shortcut | None:
+    """None: there may be something to do for this call that the shortcut does not know."""
+    call, engine, target = way.call, way.engine, way.plan[0]
     said = call.fields.said
-    return (
-        call.endpoint in _ENDPOINTS
-        and not call.stream
-        and call.annotate is Annotate.FULL
-        and call.doc is not None
-        and call.via is None
-        and said.timeout_s is None
-        and not said.debug
-        and not way.engine.hedge.enabled
-        and len(way.runtime.listing(target).account.keys) < 2
-        and health.closed(target)
-    )
+    if (
+        call.endpoint not in _ENDPOINTS
+        or call.stream
+        or call.annotate is not Annotate.FULL
+        or call.doc is None
+        or call.via is not None
+        or said.timeout_s is not None
+        or said.debug
+        or engine.hedge.enabled
+        or not engine.health.closed(target)
+    ):
+        return None
+    listing = engine.directory.listing(target)
+    return Shortcut(gateway, ticket, way, listing, over) if len(listing.account.keys) < 2 else None
 
 
 class Host(Protocol):
@@ -83,11 +85,13 @@ class Shortcut:
         "_way",
     )
 
-    def __init__(self, gateway: Host, ticket: Ticket, way: Way, over: Callable[[], None]) -> None:
+    def __init__(
+        self, gateway: Host, ticket: Ticket, way: Way, listing: Listing, over: Callable[[], None]
+    ) -> None:
         self._gateway = gateway
         self._ticket = ticket
         self._way = way
-        self._listing = way.runtime.listing(way.plan[0])
+        self._listing = listing
         self._over = over
         self._line: Line | None = None
         self._asked_at = 0.0
@@ -121,21 +125,23 @@ class Shortcut:
     # --- the answer -------------------------------------------------------------------------------
 
     def at_once(self, status: int, headers: Headers, body: bytes) -> None:
-        answered_at = self._way.engine.now()
+        engine = self._way.engine
+        answered_at = engine.now()
         try:
-            meter = self._figures(status, headers, body)
-            told = None if meter is None else annotate.add_to_usage(body, meter.added())
+            worth = self._worth(status, headers, body, answered_at)
         except Exception:  # noqa: BLE001 - the long way finds the same, and can say so
-            meter = told = None
-        if meter is None or told is None:
+            worth = None
+        if worth is None:
             if (reply := self._turn_back(None)) is not None:
                 reply.at_once(status, headers, body)
             return
-        self._way.engine.watch.discard(self)
+        engine.watch.discard(self)
+        told_at = engine.now()
+        overhead_s = max(0.0, told_at - answered_at + self._asked_at - self._way.call.accepted_at)
         try:
-            self._tell(headers, told, answered_at)
+            self._tell(headers, worth, overhead_s)
         finally:  # whatever a client does with it
-            self._settle(meter, answered_at)
+            self._settle(worth, answered_at, told_at, overhead_s)
 
     def head(self, status: int, headers: Headers) -> None:
         if (reply := self._turn_back(self._line)) is not None:
@@ -175,7 +181,9 @@ class Shortcut:
         finally:
             self._over()
 
-    def _figures(self, status: int, headers: Headers, body: bytes) -> Meter | None:
+    def _worth(
+        self, status: int, headers: Headers, body: bytes, answered_at: float
+    ) -> _Worth | None:
         """What an answer used and cost, if it is JSON, no error and says what it used."""
         if status != 200 or h.get(headers, b"content-encoding") is not None:
             return None
@@ -184,36 +192,31 @@ class Shortcut:
         doc = orjson.loads(body)
         if type(doc) is not dict or doc.get("error"):
             return None
-        raw = doc.get("usage")
-        if type(raw) is not dict or not raw:
+        usage = read_usage(doc.get("usage"))
+        if usage is None:
             return None
         way = self._way
-        engine = way.engine
-        price = engine.directory.price(way.plan[0])
-        meter = Meter(way.call, price, engine.counter, engine.now)
-        meter.first_token()
-        meter.fix(raw, ())
-        return meter
+        latency_s = answered_at - way.call.accepted_at
+        price = way.engine.directory.price(way.plan[0])
+        spent = None if price is None else cost(usage, price, duration_s=latency_s)
+        added = annotate.usage_members(usage, spent, latency_s, latency_s)
+        return _Worth(usage, spent, annotate.add_to_usage(body, added))
 
-    def _tell(self, headers: Headers, body: bytes, answered_at: float) -> None:
-        call, client = self._way.call, self._way.client
-        overhead_s = self._way.engine.now() - answered_at + self._asked_at - call.accepted_at
+    def _tell(self, headers: Headers, worth: _Worth, overhead_s: float) -> None:
+        call = self._way.call
         named = answered_by(self._listing, 1, 0, overhead_s)
         extra = self._gateway.limit_headers(self._ticket)
-        client.head(200, head_for(call, headers, named, extra), len(body))
-        client.write(body)
-        client.end()
+        fields = head_for(call, headers, named, extra)
+        self._way.client.answer(200, fields, worth.body)
 
-    def _settle(self, meter: Meter, answered_at: float) -> None:
-        way, gateway, asked_at = self._way, self._gateway, self._asked_at
-        call, target, engine = way.call, way.plan[0], way.engine
-        usage, cost, ttft_s = meter.usage, meter.cost, meter.ttft_s
+    def _settle(self, worth: _Worth, answered_at: float, told_at: float, overhead_s: float) -> None:
+        gateway, call, asked_at = self._gateway, self._way.call, self._asked_at
+        usage, spent, _ = worth
+        target = self._way.plan[0]
         keys = self._listing.account.keys
-        before_s = asked_at - call.accepted_at
-        engine.health.succeeded(
-            target, None if ttft_s is None else ttft_s - before_s, keys[0] if keys else None
-        )
-        now = engine.now()
+        key = keys[0] if keys else None
+        self._way.engine.health.succeeded(target, answered_at - asked_at, key)
+        latency_s = answered_at - call.accepted_at
         gateway.close(
             self._ticket,
             Outcome(
@@ -223,13 +226,21 @@ class Shortcut:
                 200,
                 None,
                 usage,
-                cost,
-                cost is not None,
-                meter.latency_s,
-                ttft_s,
-                max(0.0, now - answered_at + before_s),
-                (Attempt(target, 200, None, now - asked_at, usage, cost),),
+                spent,
+                spent is not None,
+                latency_s,
+                latency_s,
+                overhead_s,
+                (Attempt(target, 200, None, told_at - asked_at, usage, spent),),
             ),
         )
         gateway.leave()
         self._over()
+
+
+class _Worth(NamedTuple):
+    """What a whole answer used and cost, and itself with that in it."""
+
+    usage: Usage
+    cost: Cost | None
+    body: bytes

@@ -17,9 +17,15 @@ class Source(Protocol):
 class Client(Protocol):
     """Where an answer goes. Called on the event loop; nothing here may block.
 
-    `head` once, then `write` any number of times, then `end` or `cut` once. A client that has gone
-    swallows all of it; the door cancels the call.
+    `head` once, then `write` any number of times, then `end` or `cut` once; or `answer`, which is
+    all of that. A client that has gone swallows all of it; the door cancels the call.
     """
+
+    def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """A whole answer that is at hand."""
+        self.head(status, headers, len(body))
+        self.write(body)
+        self.end()
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
         """Begin the answer; `length` None: until `end`, however long that is."""

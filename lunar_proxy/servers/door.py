@@ -44,6 +44,8 @@ REQUEST_LINE = re.compile(rb"POST (/[!-~]*+) HTTP/1\.1")
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 # More digits are no length of anything.
 MAX_DIGITS = 12
+# What ends a head, if the connection is kept alive or not.
+HEAD_ENDS = {True: b"\r\n", False: b"connection: close\r\n\r\n"}
 BODILESS = frozenset({204, 304})  # answers that end with their head (RFC 9112 6.3)
 # Their presence makes the request something for the other door.
 UNUSUAL = frozenset(
@@ -351,9 +353,7 @@ class Door(asyncio.Protocol):
         self._keep_alive = False
         id = (self._head.fields.said.id if self._head else None) or self._doorway.new_id()
         status, headers, body = error_answer(error, [(b"x-request-id", id.encode())])
-        self.head(status, headers, len(body))
-        self.write(body)
-        self.end()
+        self.answer(status, headers, body)
         if self._transport is not None:
             self._transport.close()
 
@@ -365,8 +365,20 @@ class Door(asyncio.Protocol):
 
     # --- relay.client.Client ----------------------------------------------------------------------
 
+    def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        if status in BODILESS:
+            self.head(status, headers, None)
+            self.end()
+            return
+        self._answering = self._chunked = False
+        if self._transport is not None:
+            line, fields, end = status_line(status), render(headers), HEAD_ENDS[self._keep_alive]
+            self._transport.write(
+                b"%b%bcontent-length: %d\r\n%b%b" % (line, fields, len(body), end, body)
+            )
+
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
-        end = b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n"
+        end = HEAD_ENDS[self._keep_alive]
         self._chunked = False
         if status in BODILESS:
             pass

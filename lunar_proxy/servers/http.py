@@ -269,7 +269,7 @@ class HttpDoor(web.Server):
                 task.cancel()
 
 
-class QueueClient:
+class QueueClient(Client):
     """The engine's `Client` before an aiohttp response: callbacks in, awaits out."""
 
     def __init__(self) -> None:
