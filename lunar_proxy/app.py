@@ -461,7 +461,7 @@ def parent_of(config: Config) -> Parent | None:
 
 
 def _new_id() -> str:
-    return f"req_{random.getrandbits(128):032x}"
+    return "req_" + random.randbytes(16).hex()
 
 
 def _spare_the_collector() -> None:

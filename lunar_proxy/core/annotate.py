@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import orjson
 
-from .figures import INEXACT, decimal, dollars, milliseconds
+from .figures import INEXACT, decimal, milliseconds
 from .jsonspan import Edit, Member, apply, escapes_letters, insertion, members
 from .model import Cost, Usage
+from .money import UNITS_PER_USD
 from .sse import data_spans
 
 _USAGE = b'"usage"'
@@ -28,36 +29,28 @@ _USAGE_OBJECT = re.compile(rb"\{%b(?:%b%b)*+\}" % (_NO_OBJECT, _NESTED, _NO_OBJE
 
 def usage_members(usage: Usage, cost: Cost | None, latency_s: float, ttft_s: float | None) -> bytes:
     """The members `usage` gains, without braces. No cost: the price is not known."""
-    spent = _UNKNOWN if cost is None else cost
-    times = milliseconds(latency_s), None if ttft_s is None else milliseconds(ttft_s)
-    amounts = [None if units is None else dollars(units) for units in spent]
-    text = orjson.dumps(_members(usage, amounts, times))
-    # Small amounts would have an exponent, which not everyone reads who reads a decimal.
-    if b"e-" in text or (cost is not None and cost.total >= INEXACT):
-        exact = [None if units is None else orjson.Fragment(decimal(units)) for units in spent]
-        text = orjson.dumps(_members(usage, exact, times))
+    input_, output, cache_input, total = _UNKNOWN if cost is None else cost
+    members = {
+        "input_cost_usd": None if input_ is None else input_ / UNITS_PER_USD,
+        "output_cost_usd": None if output is None else output / UNITS_PER_USD,
+        "cache_input_cost_usd": None if cache_input is None else cache_input / UNITS_PER_USD,
+        "total_cost_usd": None if total is None else total / UNITS_PER_USD,
+        "latency_ms": milliseconds(latency_s),
+        "ttft_ms": None if ttft_s is None else milliseconds(ttft_s),
+    }
+    if usage.estimated:
+        members["estimated"] = True
+    text = orjson.dumps(members)
+    # Small amounts would have an exponent, which not everyone reads who reads a decimal; and of
+    # large ones a float does not have all digits.
+    if cost is not None and (b"e-" in text or cost.total >= INEXACT):
+        exact = [None if units is None else orjson.Fragment(decimal(units)) for units in cost]
+        text = orjson.dumps(members | dict(zip(_COSTS, exact, strict=True)))
     return text[1:-1]
 
 
 _UNKNOWN = (None, None, None, None)
-
-
-def _members(
-    usage: Usage, spent: Sequence[object], times: tuple[float, float | None]
-) -> dict[str, object]:
-    input_, output, cache_input, total = spent
-    latency_ms, ttft_ms = times
-    found: dict[str, object] = {
-        "input_cost_usd": input_,
-        "output_cost_usd": output,
-        "cache_input_cost_usd": cache_input,
-        "total_cost_usd": total,
-        "latency_ms": latency_ms,
-        "ttft_ms": ttft_ms,
-    }
-    if usage.estimated:
-        found["estimated"] = True
-    return found
+_COSTS = ("input_cost_usd", "output_cost_usd", "cache_input_cost_usd", "total_cost_usd")
 
 
 def token_members(usage: Usage, *, responses: bool = False) -> bytes:

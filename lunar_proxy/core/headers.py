@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import itemgetter
 from typing import cast
 
 from .model import Headers
@@ -52,10 +53,10 @@ def parse_answer(head: bytes) -> tuple[bytes, Headers] | None:
 
     Not for requests, whose credentials nobody should keep.
     """
+    if len(head) > _LONGEST_REMEMBERED:
+        return parse(head)
     start, *lines = head.split(b"\r\n")
-    if not _remembered_text(start):
-        return None
-    return _with_fields(start, map(_text_field, lines))
+    return _with_fields(start, map(_text_field, lines)) if _is_text(start) else None
 
 
 def _with_fields(
@@ -69,8 +70,8 @@ def _with_fields(
 # All that may stand in a line: tab, and what is no control character (RFC 9110 5.5).
 _TEXT = bytes([9, *range(32, 127), *range(128, 256)])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
-# Longer lines are of the kind that does not come again: cookies, policies with a nonce.
-_LONGEST_REMEMBERED = 256
+# Lines of longer heads would take too much room, and are of the kind that does not come again.
+_LONGEST_REMEMBERED = 4096
 
 
 def _field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -79,19 +80,13 @@ def _field(line: bytes) -> tuple[bytes, bytes] | None:
     return None if known is None or not colon else (known, value.strip(b" \t"))
 
 
+@lru_cache(maxsize=1024)
 def _text_field(line: bytes) -> tuple[bytes, bytes] | None:
-    return _remembered(line) if len(line) <= _LONGEST_REMEMBERED else _checked_field(line)
-
-
-def _checked_field(line: bytes) -> tuple[bytes, bytes] | None:
     return None if line.translate(None, _TEXT) else _field(line)
 
 
-_remembered = lru_cache(maxsize=1024)(_checked_field)
-
-
 @lru_cache(maxsize=256)
-def _remembered_text(line: bytes) -> bool:
+def _is_text(line: bytes) -> bool:
     return not line.translate(None, _TEXT)
 
 
@@ -137,7 +132,7 @@ def relayed(headers: Headers) -> bytes:
 
 
 def _without_local(kept: list[tuple[bytes, bytes]], headers: Headers) -> list[tuple[bytes, bytes]]:
-    if b"connection" not in dict(headers):
+    if b"connection" not in map(itemgetter(0), headers):
         return kept
     local = connection_tokens(headers)
     return [pair for pair in kept if pair[0] not in local]

@@ -13,7 +13,7 @@ question that was put as its first attempt, and the rules are in one place, ther
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -70,6 +70,10 @@ class Host(Protocol):
     def leave(self) -> None: ...
 
 
+# What a whole answer used and cost, and itself with that in it.
+_Worth = tuple[Usage, Cost | None, bytes]
+
+
 class Shortcut:
     """One plain call under way: what its door can cancel, and the `Receiver` of its answer."""
 
@@ -77,7 +81,6 @@ class Shortcut:
         "_asked_at",
         "_drive",
         "_gateway",
-        "_limit_at",
         "_line",
         "_listing",
         "_over",
@@ -95,7 +98,6 @@ class Shortcut:
         self._over = over
         self._line: Line | None = None
         self._asked_at = 0.0
-        self._limit_at = 0.0
         self._drive: Drive | None = None
 
     def go_on(self) -> None:
@@ -105,10 +107,7 @@ class Shortcut:
         if line is None:
             self._turn_back(None)
             return
-        timeouts = account.timeouts
-        self._asked_at = asked_at = engine.now()
-        total_at = call.accepted_at + timeouts.total_s
-        self._limit_at = min(total_at, asked_at + timeouts.first_token_s)
+        self._asked_at = engine.now()
         self._line = line
         engine.watch.add(self)
         key = account.keys[0] if account.keys else None
@@ -159,7 +158,11 @@ class Shortcut:
 
     def tick(self, now: float) -> None:
         """Called by the watch."""
-        if now >= self._limit_at and (reply := self._turn_back(self._line)) is not None:
+        limits, call = self._listing.account.timeouts, self._way.call
+        late = (
+            now - self._asked_at >= limits.first_token_s or now - call.accepted_at >= limits.total_s
+        )
+        if late and (reply := self._turn_back(self._line)) is not None:
             reply.tick(now)
 
     # --- inside -----------------------------------------------------------------------------------
@@ -200,22 +203,20 @@ class Shortcut:
         price = way.engine.directory.price(way.plan[0])
         spent = None if price is None else cost(usage, price, duration_s=latency_s)
         added = annotate.usage_members(usage, spent, latency_s, latency_s)
-        return _Worth(usage, spent, annotate.add_to_usage(body, added))
+        return usage, spent, annotate.add_to_usage(body, added)
 
     def _tell(self, headers: Headers, worth: _Worth, overhead_s: float) -> None:
         call = self._way.call
         named = answered_by(self._listing, 1, 0, overhead_s)
         extra = self._gateway.limit_headers(self._ticket)
         fields = head_for(call, headers, named, extra)
-        self._way.client.answer(200, fields, worth.body)
+        self._way.client.answer(200, fields, worth[2])
 
     def _settle(self, worth: _Worth, answered_at: float, told_at: float, overhead_s: float) -> None:
         gateway, call, asked_at = self._gateway, self._way.call, self._asked_at
         usage, spent, _ = worth
         target = self._way.plan[0]
-        keys = self._listing.account.keys
-        key = keys[0] if keys else None
-        self._way.engine.health.succeeded(target, answered_at - asked_at, key)
+        self._way.engine.health.succeeded(target, answered_at - asked_at)
         latency_s = answered_at - call.accepted_at
         gateway.close(
             self._ticket,
@@ -236,11 +237,3 @@ class Shortcut:
         )
         gateway.leave()
         self._over()
-
-
-class _Worth(NamedTuple):
-    """What a whole answer used and cost, and itself with that in it."""
-
-    usage: Usage
-    cost: Cost | None
-    body: bytes
