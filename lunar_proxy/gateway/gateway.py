@@ -254,28 +254,18 @@ class Gateway:
     ) -> Call:
         """The call, where its model may stand elsewhere than in a JSON body."""
         runtime, incoming = self.runtime, ticket.incoming
-        form_model = upload.model.value if upload is not None and upload.model else ""
         place = seen.place if seen is not None else None
-        if place is None:
-            return read_call(
-                incoming,
-                ticket.id,
-                runtime.annotate,
-                caller.identity,
-                caller.own_key,
-                form_model=form_model,
-            )
-        if place.path != incoming.path:
+        if place is not None and place.path != incoming.path:
             ticket.incoming = incoming = replace(incoming, path=place.path)
         return read_call(
             incoming,
             ticket.id,
-            runtime.annotate_there,
+            runtime.annotate if place is None else runtime.annotate_there,
             caller.identity,
             caller.own_key,
-            form_model=form_model,
-            path_model=place.model,
-            via=place.site.provider,
+            form_model=upload.model.value if upload is not None and upload.model else "",
+            path_model=place.model if place is not None else "",
+            via=place.site.provider if place is not None else None,
         )
 
     async def _admit_routed(

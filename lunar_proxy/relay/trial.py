@@ -55,7 +55,6 @@ class Trial:
     """`run` it, then read `reply` and `meter`; `close` it whatever happened."""
 
     __slots__ = (
-        "_account",
         "_asked",
         "_connected",
         "_doc",
@@ -70,7 +69,6 @@ class Trial:
         "keep_text",
         "key",
         "meter",
-        "model_id",
         "own_key",
         "reply",
         "started",
@@ -103,10 +101,8 @@ class Trial:
         self.usage_asked = False
         price = engine.directory.price(step.target)
         self.meter = Meter(call, price, engine.counter, engine.now)
-        self.model_id = listing.model_id
         self._listing = listing
-        self._account = account = listing.account
-        keys = account.keys
+        keys = listing.account.keys
         self.key = keys[step.key % len(keys)] if keys else None  # of ours
         self._total_at = total_at
         self._upload = upload
@@ -148,7 +144,7 @@ class Trial:
     def _learned(self, error: ProviderError) -> bool:
         """The refusal says how this provider wants to be asked, now and from now on."""
         if self.usage_asked and _about_usage(error):
-            self.engine.no_usage.add(self._account.id)
+            self.engine.no_usage.add(self._listing.account.id)
             return True
         asked_natively = self.call.endpoint == "completions" and self._translation is None
         if asked_natively and _only_chat(error):
@@ -187,7 +183,7 @@ class Trial:
 
     def masked(self, message: str) -> str:
         """A provider's words without our keys, should it echo one."""
-        for key in self._account.keys:
+        for key in self._listing.account.keys:
             message = message.replace(key.decode(), "****")
         return message
 
@@ -233,7 +229,7 @@ class Trial:
         reply = self.reply = Reply(
             self.engine.now,
             self.engine.watch,
-            self._account.timeouts,
+            self._listing.account.timeouts,
             self._total_at,
             wire,
             self._stream,
@@ -245,7 +241,7 @@ class Trial:
         return reply
 
     async def _connect(self, origin: Origin) -> Line:
-        connect_s = self._account.timeouts.connect_s
+        connect_s = self._listing.account.timeouts.connect_s
         left_s = max(0.0, self._total_at - self.engine.now())
         try:
             return await self.engine.lines.connect(origin, timeout_s=min(connect_s, left_s))
@@ -258,7 +254,7 @@ class Trial:
     async def _pass_upload(self, upload: Upload, request: UpstreamRequest, line: Line) -> None:
         """Send the body as it arrives, or until the whole answer is there."""
         reply = self._reply_on(line)
-        chunks, length = upload.body(self.model_id)
+        chunks, length = upload.body(self._listing.model_id)
 
         async def send() -> ProxyError | None:
             try:
@@ -293,7 +289,7 @@ class Trial:
         )
 
     def _translates(self) -> Translation | None:
-        chat_only = self._account.chat_only or self.target in self.engine.only_chat
+        chat_only = self._listing.account.chat_only or self.target in self.engine.only_chat
         return translation_for(self.call.endpoint, chat_only=chat_only)
 
     def _asks_usage(self) -> bool:
@@ -303,7 +299,7 @@ class Trial:
             and call.endpoint in ASKABLE
             and call.annotate is not Annotate.OFF
             and call.include_usage is None
-            and self._account.id not in self.engine.no_usage
+            and self._listing.account.id not in self.engine.no_usage
         )
 
     def _stream(self) -> Stream:
@@ -336,7 +332,7 @@ class Trial:
             self._check_json(reply)
 
     def _provider_error(self, reply: Reply) -> ProviderError:
-        account = self._account
+        account = self._listing.account
         return account.dialect.error(
             reply.status,
             reply.headers,
