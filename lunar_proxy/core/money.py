@@ -2,7 +2,7 @@
 
 Those are the ten decimals that clients are told (CONTRACT 5). Whole numbers add up exactly in any
 order, and take a fraction of what `Decimal` does. Prices and budgets are what people write, so they
-are `Decimal` US dollars, and become units where a call is priced.
+are `Decimal` US dollars: a price becomes units where a call is priced, a budget where it is read.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from .model import Cost, Usage
 from .money import UNITS_PER_USD, units
 
 PER_MILLION = Decimal("0.000001")
-# A dollar a token. Products with the most tokens an answer may have stay within 28 digits.
+# A dollar a token: more is no rate that anyone pays, and need not be quick.
 DEAREST = Decimal(10**6)
 SECONDS_PER_HOUR = Decimal(3600)
 

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple, Protocol
 
 from lunar_proxy.core import money
-from lunar_proxy.core.limits import NOTHING, Ask, Limits, Verdict
+from lunar_proxy.core.limits import NOTHING, Ask, Limits, Verdict, bounded
 from lunar_proxy.core.model import Identity, Outcome, Target
 
 HOUR_S = 3600
@@ -148,7 +148,7 @@ class _Row:
 
     def at(self, hour: int, key: str, target: Target) -> Entry:
         used = self.requests, self.input_tokens, self.output_tokens, self.cached_tokens
-        return Entry(hour, key, *target, *used, self.cost, self.unpriced)
+        return Entry(hour, key, *target, *used, bounded(self.cost), self.unpriced)
 
 
 class KeyStore(Protocol):

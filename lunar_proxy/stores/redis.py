@@ -390,9 +390,9 @@ class RedisStore:
     async def _pay(self) -> None:
         now = self._clock()
         owed, self._owed = self._owed, []
-        owed_usd, self._owed_cost = self._owed_cost, {}
-        for subject, (of, usd) in owed_usd.items():
-            owed.append(_Settlement("", subject, of, 0, usd, sure=True))
+        by_subject, self._owed_cost = self._owed_cost, {}
+        for subject, (of, cost) in by_subject.items():
+            owed.append(_Settlement("", subject, of, 0, cost, sure=True))
         for settlement in owed:
             self._settle_there(settlement, now)
 

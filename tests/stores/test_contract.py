@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from lunar_proxy.core.limits import Ask, Budget, Limits, Verdict
+from lunar_proxy.core.limits import MAX_UNITS, Ask, Budget, Limits, Verdict
+from lunar_proxy.core.model import Cost
 from lunar_proxy.core.money import UNITS_PER_USD
 from lunar_proxy.stores import scripts
-from lunar_proxy.stores.base import Entry, KeyRecord, Reservation, Store
+from lunar_proxy.stores.base import Entry, KeyRecord, Reservation, Store, entries
 from lunar_proxy.stores.redis import _KEYS
 from lunar_proxy.stores.sqlite import SqliteStore
+from lunar_proxy.testing import outcome
 
 from .backends import T0, Clock
 
@@ -286,6 +288,17 @@ async def test_the_ledger_is_written_without_being_asked(open_replica: Open) -> 
     async with asyncio.timeout(5):
         while not await two.query(T0, "key"):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
+
+
+async def test_absurd_costs_hide_no_other_row(open_replica: Open) -> None:
+    """A provider says what was used, and a config what that costs."""
+    store = await open_replica()
+    absurd = Cost(0, 10**19, 0, 10**19)
+    store.add(entries([(outcome(cost=absurd), T0), (outcome(cost=absurd), T0)]))
+    store.add([Entry(HOUR, "a", "openai", "gpt-4o", 1, cost=7)])
+    rows = {row.name: row.cost for row in await store.query(T0, "key")}
+    assert rows == {"anonymous": MAX_UNITS, "a": 7}
+    assert store.degraded is None
 
 
 async def test_absurd_numbers_are_refused_or_counted_and_never_fail(
