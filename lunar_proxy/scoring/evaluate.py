@@ -109,9 +109,9 @@ class Curve:
 
     def quality_neutral_cost(self, pool: Pool) -> float | None:
         """Of a hull; None when it never reaches the best single model."""
-        wanted = float(pool.accuracy[pool.best])
+        wanted = float(pool.accuracy[pool.best]) - 1e-12
         reference = float(pool.mean_cost[pool.best])
-        if self.peak < wanted - 1e-12 or reference <= 0:
+        if self.peak < wanted or reference <= 0:
             return None
         return float(np.interp(wanted, self.accuracy, self.costs)) / reference
 

@@ -229,7 +229,7 @@ def _doubted(weights: Floats, errors: Floats) -> Floats:
     models = errors.shape[1]
     if models < 3:
         return weights
-    believed = min(1.0, 0.25 + 2 / models)
+    believed = 0.25 + 2 / models
     common = weights.mean(axis=1, keepdims=True)
     apart = believed * (weights - common)
     level = errors.mean(axis=0)

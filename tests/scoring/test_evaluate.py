@@ -103,6 +103,12 @@ def test_what_a_mix_reaches_counts_as_reached() -> None:
     assert curve.quality_neutral_cost(pool) == pytest.approx(6 / 10)
 
 
+def test_a_point_as_good_but_for_rounding_is_good_enough() -> None:
+    pool = Pool(PAIR.models, np.array([[0, 1], [0, 1], [1, 0], [1, 1.0]]), STRONG_COSTS_TEN)
+    curve = Curve(np.array([1.0, 4, 10]), np.array([0.25, 0.5 - 2**-53, 0.5]))
+    assert curve.quality_neutral_cost(pool) == pytest.approx(4 / 10)
+
+
 def test_neighbours_average_the_errors_nearby() -> None:
     labelled = np.eye(2, dtype=np.float32).repeat(3, axis=0)
     errors = np.array([[0.0]] * 3 + [[1.0]] * 3)
