@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -27,18 +28,23 @@ class Client(Protocol):
         self.write(body)
         self.end()
 
+    @abstractmethod
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
         """Begin the answer; `length` None: until `end`, however long that is."""
         ...
 
+    @abstractmethod
     def write(self, data: bytes) -> None: ...
 
+    @abstractmethod
     def end(self) -> None: ...
 
+    @abstractmethod
     def cut(self) -> None:
         """End in a way that no HTTP client takes for a complete answer."""
         ...
 
+    @abstractmethod
     def follow(self, source: Source | None) -> None:
         """From now on `source` is paused while this client is slower than it."""
         ...

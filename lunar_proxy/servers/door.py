@@ -370,12 +370,13 @@ class Door(asyncio.Protocol):
             self.head(status, headers, None)
             self.end()
             return
-        self._answering = self._chunked = False
+        self._chunked = False
         if self._transport is not None:
             line, fields, end = status_line(status), render(headers), HEAD_ENDS[self._keep_alive]
             self._transport.write(
                 b"%b%bcontent-length: %d\r\n%b%b" % (line, fields, len(body), end, body)
             )
+        self._answering = False
 
     def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
         end = HEAD_ENDS[self._keep_alive]

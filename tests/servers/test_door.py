@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -108,16 +109,29 @@ def test_does_not_keep_a_head_that_could_grow_beyond_what_is_allowed() -> None:
     assert known(USUAL + padding, seen(USUAL + padding)) is None
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_a_call_that_ends_without_an_answer_leaves_nobody_waiting(begun: bool) -> None:
-    async def half(client: Client, over: Callable[[], None]) -> None:
-        if begun:
-            client.head(200, [], 5)
-            client.write(b"half")
+def half(client: Client) -> None:
+    client.head(200, [], 5)
+    client.write(b"half")
+
+
+def wrong(client: Client) -> None:
+    nothing: Any = None
+    with pytest.raises(TypeError):
+        client.answer(200, [(b"x-a", nothing)], b"{}")
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda client: None, half, wrong], ids=["none", "half", "wrong"]
+)
+async def test_a_call_that_ends_without_an_answer_leaves_nobody_waiting(
+    answer: Callable[[Client], None],
+) -> None:
+    async def call(client: Client, over: Callable[[], None]) -> None:
+        answer(client)
         over()
 
     def begin(_incoming: Incoming, client: Client, over: Callable[[], None]) -> Drive:
-        return Drive(half(client, over), name="call")
+        return Drive(call(client, over), name="call")
 
     loop = asyncio.get_running_loop()
     doorway = Doorway(begin, lambda *_: None, loop.time, 1024, set(), lambda: "r-1")
