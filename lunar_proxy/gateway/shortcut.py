@@ -70,8 +70,8 @@ class Host(Protocol):
     def leave(self) -> None: ...
 
 
-# What a whole answer used and cost, and itself with that in it.
-_Worth = tuple[Usage, Cost | None, bytes]
+# What a whole answer used, cost, and took in seconds, and itself with that in it.
+_Worth = tuple[Usage, Cost | None, float, bytes]
 
 
 class Shortcut:
@@ -127,7 +127,7 @@ class Shortcut:
         engine = self._way.engine
         answered_at = engine.now()
         try:
-            worth = self._worth(status, headers, body, answered_at)
+            worth = self._worth(status, headers, body)
         except Exception:  # noqa: BLE001 - the long way finds the same, and can say so
             worth = None
         if worth is None:
@@ -135,12 +135,11 @@ class Shortcut:
                 reply.at_once(status, headers, body)
             return
         engine.watch.discard(self)
-        told_at = engine.now()
-        overhead_s = max(0.0, told_at - answered_at + self._asked_at - self._way.call.accepted_at)
+        before_s = self._asked_at - self._way.call.accepted_at
         try:
-            self._tell(headers, worth, overhead_s)
+            self._tell(headers, worth, engine.now() - answered_at + before_s)
         finally:  # whatever a client does with it
-            self._settle(worth, answered_at, told_at, overhead_s)
+            self._settle(worth, answered_at, before_s)
 
     def head(self, status: int, headers: Headers) -> None:
         if (reply := self._turn_back(self._line)) is not None:
@@ -184,9 +183,7 @@ class Shortcut:
         finally:
             self._over()
 
-    def _worth(
-        self, status: int, headers: Headers, body: bytes, answered_at: float
-    ) -> _Worth | None:
+    def _worth(self, status: int, headers: Headers, body: bytes) -> _Worth | None:
         """What an answer used and cost, if it is JSON, no error and says what it used."""
         if status != 200 or h.get(headers, b"content-encoding") is not None:
             return None
@@ -199,25 +196,26 @@ class Shortcut:
         if usage is None:
             return None
         way = self._way
-        latency_s = answered_at - way.call.accepted_at
+        latency_s = way.engine.now() - way.call.accepted_at
         price = way.engine.directory.price(way.plan[0])
         spent = None if price is None else cost(usage, price, duration_s=latency_s)
         added = annotate.usage_members(usage, spent, latency_s, latency_s)
-        return usage, spent, annotate.add_to_usage(body, added)
+        return usage, spent, latency_s, annotate.add_to_usage(body, added)
 
     def _tell(self, headers: Headers, worth: _Worth, overhead_s: float) -> None:
         call = self._way.call
         named = answered_by(self._listing, 1, 0, overhead_s)
         extra = self._gateway.limit_headers(self._ticket)
         fields = head_for(call, headers, named, extra)
-        self._way.client.answer(200, fields, worth[2])
+        self._way.client.answer(200, fields, worth[3])
 
-    def _settle(self, worth: _Worth, answered_at: float, told_at: float, overhead_s: float) -> None:
-        gateway, call, asked_at = self._gateway, self._way.call, self._asked_at
-        usage, spent, _ = worth
-        target = self._way.plan[0]
-        self._way.engine.health.succeeded(target, answered_at - asked_at)
-        latency_s = answered_at - call.accepted_at
+    def _settle(self, worth: _Worth, answered_at: float, before_s: float) -> None:
+        gateway, call, engine = self._gateway, self._way.call, self._way.engine
+        asked_at, target = self._asked_at, self._way.plan[0]
+        usage, spent, latency_s, _ = worth
+        keys = self._listing.account.keys
+        engine.health.succeeded(target, latency_s - before_s, keys[0] if keys else None)
+        now = engine.now()
         gateway.close(
             self._ticket,
             Outcome(
@@ -231,8 +229,8 @@ class Shortcut:
                 spent is not None,
                 latency_s,
                 latency_s,
-                overhead_s,
-                (Attempt(target, 200, None, told_at - asked_at, usage, spent),),
+                max(0.0, now - answered_at + before_s),
+                (Attempt(target, 200, None, now - asked_at, usage, spent),),
             ),
         )
         gateway.leave()
