@@ -18,7 +18,8 @@ from .money import UNITS_PER_USD
 from .sse import data_spans
 
 _USAGE = b'"usage"'
-_USAGE_OPENS = b'"usage":{'
+_SPACE = b" \t\r\n"
+_BACKSLASH, _COMMA = b"\\,"
 # An object whose strings have no escapes and which is three deep at most, as every provider's
 # usage is. Possessive, so that it takes linear time on any text.
 _NO_OBJECT = rb'[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+'
@@ -107,31 +108,40 @@ def annotate_json(
 
 
 def add_to_usage(body: bytes, added: bytes) -> bytes:
-    """The same for an answer known to have a top-level `usage` that is a non-empty object."""
-    if body.endswith(b"}}") and _ends_with_usage(body):
-        return b"%b,%b}}" % (body[:-2], added)
-    found = only_usage(body)
-    if found is None:
-        return annotate_json(body, added, None)
-    end = found[1] - 1
-    return b"".join((body[:end], b",", added, body[end:]))
+    """The same for a JSON object known to have a top-level `usage` that is a non-empty object."""
+    end = _usage_end(body)
+    if not end:
+        found = only_usage(body)
+        if found is None:
+            return annotate_json(body, added, None)
+        end = found[1]
+    return b"".join((body[: end - 1], b",", added, body[end - 1 :]))
 
 
-def _ends_with_usage(body: bytes) -> bool:
-    """Whether a non-empty `usage` is the last member of an object that ends with two braces.
+def _usage_end(body: bytes) -> int:
+    """Where the `usage` that counts ends, if plain members or none come behind it; 0: unsure.
 
-    Then it is also the one that counts. An object's text ends in one place only, so what stands
-    between the word and the last brace is that member's value if it is an object by itself; and
-    the last brace closes the outermost object. Parsing it takes half the time of the expression.
+    That it does is seen by parsing what stands from the last `"usage"` on, in two parts. One is an
+    object by itself, so it is that key's value, since no object's text begins with another one's.
+    The other is the rest of an object that ends with the text, so both are the outermost one's, and
+    has no `usage`, so no later one counts. Most providers put it there: of a long answer nothing
+    that comes before it is looked at.
     """
-    before, word, value = body.rpartition(_USAGE_OPENS)
-    # A backslash: the word's first quote is text, and it the end of some longer key.
-    if not word or before.endswith(b"\\"):
-        return False
+    key = body.rfind(_USAGE)
+    if key < 0 or body[key - 1] == _BACKSLASH:  # the quote is text: the end of some longer key
+        return 0
+    value, last = body.find(b"{", key), body.rfind(b"}")
+    end = body.rfind(b"}", value, last) + 1
+    rest = body[end:last].strip(_SPACE)
+    if not end or body[key + len(_USAGE) : value].strip(_SPACE) != b":":
+        return 0
     try:
-        return bool(orjson.loads(b"{" + value[:-1]))
+        orjson.loads(body[value:end])
+        if rest and (rest[0] != _COMMA or "usage" in orjson.loads(b"{%b}" % rest[1:])):
+            return 0
     except orjson.JSONDecodeError:
-        return False
+        return 0
+    return end
 
 
 def only_usage(data: bytes) -> tuple[int, int] | None:
@@ -145,7 +155,7 @@ def only_usage(data: bytes) -> tuple[int, int] | None:
         return None
     value = data.find(b"{", key)
     known = _USAGE_OBJECT.match(data, value) if value > 0 else None
-    if known is None or data[key + len(_USAGE) : value].strip(b" \t\r\n") != b":":
+    if known is None or data[key + len(_USAGE) : value].strip(_SPACE) != b":":
         return None
     return known.span()
 

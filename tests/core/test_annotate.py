@@ -165,14 +165,22 @@ ODD_USAGE = st.recursive(
 )
 
 
-@given(st.dictionaries(ODD_TEXT, ODD_USAGE, min_size=1), ODD_TEXT, st.sampled_from([None, 2]))
+BEHIND = st.dictionaries(ODD_TEXT, ODD_USAGE, max_size=2).map(
+    lambda members: {name + "_": value for name, value in members.items()}
+)
+
+
+@given(
+    st.dictionaries(ODD_TEXT, ODD_USAGE, min_size=1), ODD_TEXT, BEHIND, st.sampled_from([None, 2])
+)
 def test_a_usage_known_to_be_there_is_found_without_a_scan(
-    usage: dict[str, Any], text: str, indent: int | None
+    usage: dict[str, Any], text: str, behind: dict[str, Any], indent: int | None
 ) -> None:
-    body = json.dumps({"a": text, "usage": usage, "b": {"c": text}}, indent=indent).encode()
+    doc = {"a": text, "usage": usage, **behind}
+    body = json.dumps(doc, indent=indent, ensure_ascii=False).encode()
     out = add_to_usage(body, FIELDS)
     added = json.loads(b"{" + FIELDS + b"}")
-    assert json.loads(out) == {"a": text, "usage": usage | added, "b": {"c": text}}
+    assert json.loads(out) == doc | {"usage": usage | added}
     assert out.replace(b"," + FIELDS, b"", 1) == body
 
 
@@ -186,11 +194,18 @@ LAST = {
     "its end is that of another key": b'{"usage":{"p":1%s},"a\\"usage":{"p":1}}',
     "its word is a text": b'{"usage":{"p":1%s},"a":["usage",{"b":{}}]}',
     "braces in it are text": b'{"usage":{"p":"}}{"%s}}',
+    "a text behind it": b'{"usage":{"p":{"q":1}%s},"a":"b"}',
+    "a brace in a text behind it": b'{"usage":{"p":{"q":1}%s},"a":"}"}',
+    "an object behind it": b'{"usage":{"p":1%s},"a":{"b":1},"c":1}',
+    "one with an escape behind it": b'{"usage":{"p":1},"us\\u0061ge":{"p":2%s}}',
+    "one that is a number behind it": b'{"a":{"usage":{"p":1}},"usage":{"p":1%s}, "b":1 }',
+    "one within a list before a number": b'{"usage":{"p":1%s},"a":[{"usage":{"p":1}}],"b":1}',
+    "a newline at the end": b'{"usage":{"p":1%s}\n}\n',
 }
 
 
 @pytest.mark.parametrize("body", LAST.values(), ids=LAST.keys())
-def test_a_usage_at_the_end_gains_members_as_any_other(body: bytes) -> None:
+def test_a_usage_gains_members_wherever_it_is(body: bytes) -> None:
     assert add_to_usage(body % b"", FIELDS) == body % (b"," + FIELDS)
     assert annotate_json(body % b"", FIELDS, None) == body % (b"," + FIELDS)
 
