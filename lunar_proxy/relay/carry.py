@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, assert_never
 
 import orjson
@@ -403,12 +404,16 @@ def answered_by(
     listing: Listing, calls: int, index: int, overhead_s: float
 ) -> list[tuple[bytes, bytes]]:
     """What every answer says of who gave it and what it took (CONTRACT 4)."""
-    return [
-        *listing.said,
+    overhead_ms = overhead_s * 1000 if overhead_s > 0 else 0.0
+    return [*listing.said, *_counted(calls, index), (b"x-lunar-overhead-ms", b"%.3f" % overhead_ms)]
+
+
+@lru_cache(maxsize=64)  # mostly the first of one
+def _counted(calls: int, index: int) -> Headers:
+    return (
         (b"x-lunar-attempts", b"%d" % calls),
         (b"x-lunar-fallback-index", b"%d" % index),
-        (b"x-lunar-overhead-ms", b"%.3f" % (overhead_s * 1000 if overhead_s > 0 else 0.0)),
-    ]
+    )
 
 
 def _length(reply: Reply) -> int | None:

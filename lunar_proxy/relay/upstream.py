@@ -18,7 +18,7 @@ import logging
 import re
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -80,16 +80,22 @@ def read_whole(data: bytes) -> tuple[int, Headers, bytes] | None:
     length = framing.get(b"content-length", b"")
     if not status or not length.isdigit() or len(data) - end - 4 != int(length):
         return None
-    if status == 204 or status == 304 or not _UNUSUAL.isdisjoint(framing):
+    if status == 204 or status == 304:
         return None
-    if framing.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+    if not _FRAMING.isdisjoint(framing) and not _is_usual(framing):
         return None
     if len(framing) != len(headers) and [name for name, _ in headers].count(b"content-length") > 1:
         return None
     return status, headers, data[end + 4 :]
 
 
-_UNUSUAL = frozenset({b"transfer-encoding", b"upgrade"})
+_FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"connection"})
+
+
+def _is_usual(framing: Mapping[bytes, bytes]) -> bool:
+    if b"transfer-encoding" in framing or b"upgrade" in framing:
+        return False
+    return framing[b"connection"].lower() == b"keep-alive"
 
 
 class Stale(NoAnswer):
