@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from lunar_proxy.core.limits import MAX_UNITS
 from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Target, Usage
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ class Metrics:
                 if not priced:
                     self._count("lunar_unpriced_requests_total", (target.provider,)).value += 1
             if cost is not None:
-                spent = cost.total
+                spent = cost.total if cost.total < MAX_UNITS else MAX_UNITS
                 series.cost.value += spent
                 if call.identity is not None:
                     self._charge(call.identity, spent)
@@ -361,9 +362,10 @@ class Metrics:
 
     def _charge_attempt(self, outcome: Outcome, attempt: Attempt, cost: Cost) -> None:
         labels = (attempt.target.provider, self._model(attempt.target.model))
-        self._count("lunar_cost_usd_total", labels).value += cost.total
+        spent = min(cost.total, MAX_UNITS)
+        self._count("lunar_cost_usd_total", labels).value += spent
         if outcome.call.identity is not None:
-            self._charge(outcome.call.identity, cost.total)
+            self._charge(outcome.call.identity, spent)
 
     def _charge(self, identity: Identity, spent: int) -> None:
         labels = (self._bounded("key", identity.name),)

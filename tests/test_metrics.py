@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,6 +229,14 @@ def test_money_adds_up_to_the_last_digit(spent: list[int]) -> None:
     if sum(spent):
         rendered = scrape(metrics)[at("lunar_cost_usd_total", provider="openai", model="gpt-4o")]
         assert rendered == float(Decimal(sum(spent)).scaleb(-10))
+
+
+def test_absurd_costs_leave_a_snapshot_that_can_be_sent() -> None:
+    metrics, absurd = fresh(), Cost(None, None, None, 10**19)
+    lost = Attempt(A, None, "upstream_cut", 1.0, cost=absurd)
+    for _ in range(2):
+        metrics.observe(outcome(cost=absurd, attempts=(lost, lost)))
+    assert orjson.dumps(metrics.snapshot())
 
 
 def test_cost_is_charged_to_who_answered_and_who_asked() -> None:
