@@ -17,9 +17,11 @@ from lunar_proxy.stores import Store, entries
 # An outcome and when it was one, in seconds since 1970.
 Closed = tuple[Outcome, float]
 
-# How long a call may wait to be written down, and how many may wait: their bodies are held so long.
+# How long a call may wait to be written down, how many may wait, and how many bytes of their
+# bodies, which are held so long.
 LONGEST_S = 0.05
 MOST = 64
+MOST_BYTES = 1024 * 1024
 
 
 class Books:
@@ -40,11 +42,13 @@ class Books:
         self._log = log
         self._wall = wall
         self._closed: list[Closed] = []
+        self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, outcome: Outcome) -> None:
         self._closed.append((outcome, self._wall()))
-        if len(self._closed) >= MOST:
+        self._bytes += len(outcome.call.body)
+        if len(self._closed) >= MOST or self._bytes >= MOST_BYTES:
             self.enter()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LONGEST_S, self.enter)
@@ -54,7 +58,7 @@ class Books:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        closed, self._closed = self._closed, []
+        closed, self._closed, self._bytes = self._closed, [], 0
         if not closed:
             return
         if rows := entries(closed):

@@ -10,12 +10,12 @@ import pytest
 
 from lunar_proxy.core.model import Usage
 from lunar_proxy.core.pricing import Price, cost
-from lunar_proxy.gateway.books import MOST, Books, Closed
+from lunar_proxy.gateway.books import MOST, MOST_BYTES, Books, Closed
 from lunar_proxy.metrics import Metrics
 from lunar_proxy.stores import entries
 from lunar_proxy.stores.base import HOUR_S
 from lunar_proxy.stores.memory import MemoryStore
-from lunar_proxy.testing import outcome
+from lunar_proxy.testing import call, outcome
 
 NOON = 1_800_000_000.0
 
@@ -65,6 +65,15 @@ async def test_not_many_are_kept_waiting(desk: Desk) -> None:
     for _ in range(MOST + 1):
         desk.books.add(outcome())
     assert (desk.counted, await desk.spent(), len(desk.lines)) == (MOST,) * 3
+
+
+async def test_not_much_is_held_while_it_waits(desk: Desk) -> None:
+    desk.books.add(outcome(call=call(body=bytes(MOST_BYTES - 1))))
+    assert desk.counted == 0
+    desk.books.add(outcome(call=call(body=b"{}")))
+    assert desk.counted == 2
+    desk.books.add(outcome(call=call(body=b"{}")))
+    assert desk.counted == 2
 
 
 async def test_a_call_that_reached_nobody_has_no_row_in_the_ledger(desk: Desk) -> None:
