@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from lunar_proxy.core.limits import MAX_UNITS
+from lunar_proxy.core.limits import bounded
 from lunar_proxy.core.model import Attempt, Cost, Identity, Outcome, Target, Usage
+from lunar_proxy.core.money import DECIMALS
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -52,7 +53,6 @@ _OWN = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type")
 _MOST_VALUES = 256  # of one label that no allow-list bounds, such as the names of keys
 _LONGEST_VALUE = 64  # of those: an error code may be a provider's own
-_COST_DIGITS = 10  # decimals to which a cost is exact
 _MOST_KINDS = 1024  # of calls whose series is remembered
 _MOST_UNCOUNTED = 256  # calls whose times and tokens are in no bucket yet: some 40 kB
 
@@ -102,10 +102,10 @@ FAMILIES: dict[str, Family] = {
     "lunar_cost_usd_total": Family(
         "US dollars spent, failed attempts that were billed included.",
         ("provider", "model"),
-        digits=_COST_DIGITS,
+        digits=DECIMALS,
     ),
     "lunar_cost_usd_by_key_total": Family(
-        "US dollars spent, by the name of the caller's key.", ("key",), digits=_COST_DIGITS
+        "US dollars spent, by the name of the caller's key.", ("key",), digits=DECIMALS
     ),
     "lunar_unpriced_requests_total": Family(
         "Calls whose price is not known, so that no cost counts them.", ("provider",)
@@ -261,7 +261,7 @@ class Metrics:
                 if not priced:
                     self._count("lunar_unpriced_requests_total", (target.provider,)).value += 1
             if cost is not None:
-                spent = cost.total if cost.total < MAX_UNITS else MAX_UNITS
+                spent = bounded(cost.total)
                 series.cost.value += spent
                 if call.identity is not None:
                     self._charge(call.identity, spent)
@@ -362,7 +362,7 @@ class Metrics:
 
     def _charge_attempt(self, outcome: Outcome, attempt: Attempt, cost: Cost) -> None:
         labels = (attempt.target.provider, self._model(attempt.target.model))
-        spent = min(cost.total, MAX_UNITS)
+        spent = bounded(cost.total)
         self._count("lunar_cost_usd_total", labels).value += spent
         if outcome.call.identity is not None:
             self._charge(outcome.call.identity, spent)

@@ -31,7 +31,7 @@ _USAGE_OBJECT = re.compile(rb"\{%b(?:%b%b)*+\}" % (_NO_OBJECT, _NESTED, _NO_OBJE
 def usage_members(usage: Usage, cost: Cost | None, latency_s: float, ttft_s: float | None) -> bytes:
     """The members `usage` gains, without braces. No cost: the price is not known."""
     input_, output, cache_input, total = _UNKNOWN if cost is None else cost
-    members = {
+    members = {  # the costs first: see below; `dollars` but for its call, as every answer pays it
         "input_cost_usd": None if input_ is None else input_ / UNITS_PER_USD,
         "output_cost_usd": None if output is None else output / UNITS_PER_USD,
         "cache_input_cost_usd": None if cache_input is None else cache_input / UNITS_PER_USD,
@@ -46,12 +46,11 @@ def usage_members(usage: Usage, cost: Cost | None, latency_s: float, ttft_s: flo
     # large ones a float does not have all digits.
     if cost is not None and (b"e-" in text or cost.total >= INEXACT):
         exact = [None if units is None else orjson.Fragment(decimal(units)) for units in cost]
-        text = orjson.dumps(members | dict(zip(_COSTS, exact, strict=True)))
+        text = orjson.dumps(members | dict(zip(members, exact, strict=False)))
     return text[1:-1]
 
 
 _UNKNOWN = (None, None, None, None)
-_COSTS = ("input_cost_usd", "output_cost_usd", "cache_input_cost_usd", "total_cost_usd")
 
 
 def token_members(usage: Usage, *, responses: bool = False) -> bytes:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-UNITS_PER_USD = 10**10
-UNIT = Decimal("1E-10")
+DECIMALS = 10
+UNITS_PER_USD: int = 10**DECIMALS
+UNIT = Decimal(1).scaleb(-DECIMALS)
 
 
 def units(usd: Decimal) -> int:
     """Half a unit rounds to even."""
-    return int(usd.quantize(UNIT).scaleb(10))
+    return int(usd.quantize(UNIT).scaleb(DECIMALS))
 
 
 def usd(units: int) -> Decimal:
     """Exact, with ten decimals."""
-    return Decimal(units).scaleb(-10)
+    return Decimal(units).scaleb(-DECIMALS)
