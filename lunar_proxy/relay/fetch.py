@@ -9,7 +9,7 @@ from lunar_proxy.core.errors import BadAnswer, ProxyError
 from lunar_proxy.core.model import Headers
 from lunar_proxy.providers.base import Origin, UpstreamRequest, static_head
 
-from .upstream import Pool
+from .upstream import Pool, Receiver
 
 # A JWK set is a few kilobytes; what is larger is something else.
 MAX_DOCUMENT = 1024 * 1024
@@ -40,18 +40,13 @@ async def fetch(pool: Pool, url: str, *, connect_s: float = 5.0) -> bytes:
         connection.close()  # asked for so rarely, it is not worth keeping
 
 
-class _Document:
-    """A `Receiver` that keeps what comes."""
+class _Document(Receiver):
+    """Keeps what comes."""
 
     def __init__(self) -> None:
         self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._parts: list[bytes] = []
         self._size = 0
-
-    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
-        self.head(status, headers)
-        self.body(body)
-        self.end()
 
     def head(self, status: int, headers: Headers) -> None:
         if status != 200:

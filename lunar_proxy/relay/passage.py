@@ -20,7 +20,7 @@ from lunar_proxy.providers.base import Origin, UpstreamRequest
 from .client import Client
 from .engine import Line, Lines, Upload
 from .meter import Meter
-from .upstream import Stale
+from .upstream import Receiver, Stale
 
 CONNECT_S = 10.0
 # As for a tunnel: whoever waits longer for a byte has a time limit of his own.
@@ -28,7 +28,7 @@ SILENCE_S = 300.0
 _OURS = re.compile(rb"pk_(?:live|test)_[0-9A-Za-z]{16}")
 
 
-class Passage:
+class Passage(Receiver):
     """`run` it once. What the gateway needs to write it down is that of a `Carrier`."""
 
     index = 0
@@ -122,10 +122,8 @@ class Passage:
     # --- what the connection tells ----------------------------------------------------------------
 
     def at_once(self, status: int, headers: Headers, body: bytes) -> None:
-        self._line = None
-        self.head(status, headers)
-        self.body(body)
-        self.end()
+        self._line = None  # the next call may have it already
+        super().at_once(status, headers, body)
 
     def head(self, status: int, headers: Headers) -> None:
         self.status, self._last = status, self._now()

@@ -17,8 +17,9 @@ import asyncio
 import logging
 import re
 import ssl
+from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -82,22 +83,16 @@ def read_whole(data: bytes) -> tuple[int, Headers, bytes] | None:
     length = framing.get(b"content-length", b"")
     if not status or not length.isdigit() or len(data) - end - 4 != int(length):
         return None
-    if status == 204 or status == 304:
+    if status == 204 or status == 304 or not _UNUSUAL.isdisjoint(framing):
         return None
-    if not _FRAMING.isdisjoint(framing) and not _is_usual(framing):
+    if framing.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     if len(framing) != len(headers) and [name for name, _ in headers].count(b"content-length") > 1:
         return None
     return status, headers, data[end + 4 :]
 
 
-_FRAMING = frozenset({b"transfer-encoding", b"upgrade", b"connection"})
-
-
-def _is_usual(framing: Mapping[bytes, bytes]) -> bool:
-    if b"transfer-encoding" in framing or b"upgrade" in framing:
-        return False
-    return framing[b"connection"].lower() == b"keep-alive"
+_UNUSUAL = frozenset({b"transfer-encoding", b"upgrade"})
 
 
 class Stale(NoAnswer):
@@ -110,14 +105,21 @@ class Receiver(Protocol):
     an answer that came in one piece. By then its connection is free again.
     """
 
-    def at_once(self, status: int, headers: Headers, body: bytes) -> None: ...
+    def at_once(self, status: int, headers: Headers, body: bytes) -> None:
+        self.head(status, headers)
+        self.body(body)
+        self.end()
 
+    @abstractmethod
     def head(self, status: int, headers: Headers) -> None: ...
 
+    @abstractmethod
     def body(self, data: bytes) -> None: ...
 
+    @abstractmethod
     def end(self) -> None: ...
 
+    @abstractmethod
     def broken(self, error: ProxyError) -> None: ...
 
 

@@ -271,9 +271,6 @@ class Door(asyncio.Protocol):
             self._refuse(too_large(self._doorway.max_body))
             return
         self._buffer = b""
-        if len(data) == length:  # which is how most come
-            self._serve(data)
-            return
         self._missing = length
         self._more_body(data)
 
