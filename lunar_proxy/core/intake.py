@@ -61,7 +61,7 @@ def read_call(
     `path_model` one that the path named, which goes before any other. `via`: see `Call`.
     """
     said = incoming.fields.said
-    endpoint = _ENDPOINTS.get(incoming.path) or endpoint_of(incoming.path)
+    endpoint = endpoint_of(incoming.path)
     posted = incoming.method == b"POST"
     names_model = posted and endpoint in MODEL_ENDPOINTS
     doc = _document(incoming, required=posted and endpoint in JSON_ENDPOINTS)

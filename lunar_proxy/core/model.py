@@ -7,7 +7,7 @@ in units (`core.money`), token counts are whole tokens as the provider bills the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -170,10 +170,6 @@ class Call:
     def __repr__(self) -> str:
         """Short, and without the headers and the body, which no log should hold."""
         return f"<Call {self.id} {self.endpoint} {self.model}>"
-
-    def _replace(self, **changes: Any) -> Call:
-        """The same but for some fields, by the name that a named tuple has for it."""
-        return replace(self, **changes)
 
 
 class Usage(NamedTuple):

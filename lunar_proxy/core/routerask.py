@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -89,7 +89,8 @@ def chat_call(call: Call, model: str) -> Call:
     new = b'"model":' + orjson.dumps(model)
     body = apply(body, [insertion(body, 0, members(body), new)])
     doc = {name: value for name, value in (call.doc or {}).items() if name not in _OURS}
-    return call._replace(
+    return replace(
+        call,
         path=b"/v1/chat/completions",
         endpoint="chat/completions",
         body=body,

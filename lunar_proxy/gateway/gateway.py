@@ -245,9 +245,7 @@ class Gateway:
             if self.planner.waits(call):
                 return self._admit_routed(ticket, runtime, call, client, upload, seen)
             plan = self.planner.plan(call)
-        engine = self._engine_for(runtime, seen)
-        ticket.way = Way(runtime, engine, call, plan, client, upload)
-        return self._reserve(ticket, call, plan[0], runtime.price)
+        return self._go(ticket, runtime, call, plan, client, upload, seen)
 
     def _read(
         self, ticket: Ticket, caller: Caller, upload: Upload | None, seen: Visit | None
@@ -278,9 +276,7 @@ class Gateway:
         seen: Visit | None,
     ) -> None:
         _, ticket.routed, plan = await self.planner.planned(call)
-        engine = self._engine_for(runtime, seen)
-        ticket.way = Way(runtime, engine, call, plan, client, upload)
-        if (waiting := self._reserve(ticket, call, plan[0], runtime.price)) is not None:
+        if (waiting := self._go(ticket, runtime, call, plan, client, upload, seen)) is not None:
             await waiting
 
     async def _admit_ask(
@@ -293,7 +289,7 @@ class Gateway:
         if call.doc is None:
             raise InvalidRequest("send a JSON object", code="invalid_json")
         ask = routerask.read_ask(call)
-        ticket.call = call = call._replace(model=routerask.auto_name(ask))
+        ticket.call = call = replace(call, model=routerask.auto_name(ask))
         decided = await self.router.choose(runtime, self.planner.facts, call, ask)
         document = decided.document()
         if not ask.execute:
@@ -311,9 +307,23 @@ class Gateway:
         ticket.routed = self.router.planned(runtime, planner.facts, asked, decided)
         plan = planner.routed_plan(ticket.routed, chat)
         spliced = WithRouting(client, document, stream=call.stream)
-        ticket.way = Way(runtime, self.engine, chat, plan, spliced, None)
-        if (waiting := self._reserve(ticket, chat, plan[0], runtime.price)) is not None:
+        if (waiting := self._go(ticket, runtime, chat, plan, spliced)) is not None:
             await waiting
+
+    def _go(
+        self,
+        ticket: Ticket,
+        runtime: Runtime,
+        call: Call,
+        plan: list[Target],
+        client: Client,
+        upload: Upload | None = None,
+        seen: Visit | None = None,
+    ) -> Awaitable[None] | None:
+        """The call has a plan: it may go, once there is room for it."""
+        engine = self._engine_for(runtime, seen)
+        ticket.way = Way(runtime, engine, call, plan, client, upload)
+        return self._reserve(ticket, call, plan[0], runtime.price)
 
     def carrier(self, ticket: Ticket, way: Way, asked: Asked | None = None) -> Carrier:
         """What carries an admitted call; `asked`: its first target has been asked already."""
@@ -367,7 +377,7 @@ class Gateway:
     ) -> Passage:
         incoming = ticket.incoming
         call = unread_call(incoming, id=ticket.id)
-        ticket.call = call._replace(identity=caller.identity, via=seen.provider)
+        ticket.call = replace(call, identity=caller.identity, via=seen.provider)
         origin, path = destination(seen, self.runtime.accounts, incoming.path)
         return Passage(
             self.ports.lines,

@@ -20,6 +20,7 @@ import orjson
 from lunar_proxy.core import annotate
 from lunar_proxy.core import headers as h
 from lunar_proxy.core.errors import ProxyError
+from lunar_proxy.core.intake import MODEL_ENDPOINTS
 from lunar_proxy.core.model import Annotate, Attempt, Cost, Headers, Outcome, Usage
 from lunar_proxy.core.pricing import cost
 from lunar_proxy.core.usage import read_usage
@@ -32,8 +33,8 @@ from lunar_proxy.tasks import Drive
 
 from .ticket import Ticket, Way
 
-# Legacy completions may have to be translated, and /v1/router is no question to a provider.
-_ENDPOINTS = frozenset({"chat/completions", "responses", "embeddings"})
+# Legacy completions may have to be translated.
+_ENDPOINTS = MODEL_ENDPOINTS - {"completions"}
 
 
 def begin(gateway: Host, ticket: Ticket, way: Way, over: Callable[[], None]) -> Shortcut | None:

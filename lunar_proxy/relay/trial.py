@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -397,7 +398,7 @@ def request_to(
     account, model_id = listing.account, listing.model_id
     if call.query and call.via not in (None, target.provider):
         # A query that was meant for one provider's host says nothing to another.
-        call = call._replace(query=b"")
+        call = replace(call, query=b"")
     body, doc = call.body, call.doc
     if doc is not None:
         model = model_id if "model" in doc else None

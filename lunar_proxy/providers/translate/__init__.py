@@ -11,7 +11,7 @@ One file per pair of APIs, named `FROM_to_TO.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lunar_proxy.core.model import Call
@@ -44,7 +44,7 @@ class Translation:
     events: Callable[[], EventTranslator]
 
     def call(self, call: Call) -> Call:
-        return call._replace(path=self.path, endpoint=self.endpoint)
+        return replace(call, path=self.path, endpoint=self.endpoint)
 
 
 COMPLETIONS_TO_CHAT = Translation(
