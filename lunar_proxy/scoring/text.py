@@ -4,10 +4,10 @@ The last user message alone: system text and tools are the same for every prompt
 so they would pull all its prompts into one cluster, and the answer to "which model" is then a
 constant.
 
-Its first 104 tokens are read. On the public data, paired over 6 to 8 splits, 104 and 112 route as
-128 do (MMLU pair within .006 of APGR, mixed pool within .04 of area, both within the noise) and 96
-cost the mixed pool .15 +- .03 of area on 8 splits, .03 +- .06 on 6 others. Of as many tokens, a
-quarter from the end instead changes nothing on the pairs and costs the mixed pool .05 to .1.
+Its first 104 tokens are read. On the public data, over 8 splits, 104 route as 128 do (MMLU pair
+within .003 of APGR, mixed pool within .01 of area) and 96 cost the mixed pool .05 of area. Of as
+many tokens, a quarter from the end instead changes nothing on the pairs and costs the mixed pool
+.05 to .1.
 """
 
 from __future__ import annotations
