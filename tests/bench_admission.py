@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -111,7 +111,7 @@ def admission(store: Store, headers: Headers, limits: Limits) -> Callable[[], Aw
     verifier = JwtVerifier(settings, no_fetch, time.time)  # noqa: TID251
     callers = Callers(config, store, time.time, verifier)  # noqa: TID251
     limiter = Limiter(store, time.time)  # noqa: TID251
-    known = ASKED._replace(identity=Identity("config:team-a", "team-a"))
+    known = replace(ASKED, identity=Identity("config:team-a", "team-a"))
 
     async def once() -> None:
         # As a connection's first request: what its head says is not known yet.
